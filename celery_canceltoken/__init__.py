@@ -1,0 +1,3 @@
+"""Cooperative cancellation for Celery tasks."""
+
+__version__ = "0.1.0"
