@@ -1,0 +1,92 @@
+"""The settings: Celery configuration, `canceltoken_*`, read once and checked whole."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from celery_canceltoken.errors import SettingsError
+
+__all__ = ["SETTING_PREFIX", "Settings"]
+
+SETTING_PREFIX = "canceltoken_"
+
+
+def _seconds(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise SettingsError(name, f"must be a number of seconds, not {value!r}")
+    if not math.isfinite(value) or value <= 0:
+        raise SettingsError(name, f"must be a finite number of seconds above 0, not {value!r}")
+    return float(value)
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise SettingsError(name, f"must be a non-empty string, not {value!r}")
+    return value
+
+
+def _prefix(name: str, value: object) -> str:
+    text = _text(name, value)
+    if not text.isprintable() or any(sign in text for sign in "{}") or len(text) > 100:
+        raise SettingsError(name, f"must be at most 100 printable characters without braces, not {value!r}")
+    return text
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of one app. Durations are in seconds."""
+
+    redis_url: str | None = None
+    prefix: str = "canceltoken"
+    check_interval: float = 5.0
+    heartbeat_interval: float = 5.0
+    lease_duration: float = 30.0
+    store_timeout: float = 0.5
+    record_expires: float = 86_400.0
+    request_expires: float = 2_592_000.0
+
+    @classmethod
+    def from_mapping(cls, configuration: Mapping[str, Any]) -> Settings:
+        """Read every `canceltoken_*` key of *configuration*.
+
+        Raises SettingsError for an unknown name and for a bad value, naming the setting and the remedy.
+        """
+        known = {field.name for field in fields(cls)}
+        values: dict[str, Any] = {}
+        for name in configuration:
+            if not name.startswith(SETTING_PREFIX):
+                continue
+            short = name[len(SETTING_PREFIX) :]
+            if short not in known:
+                raise SettingsError(name, _unknown(short, known))
+            value = configuration[name]
+            if value is None and short == "redis_url":
+                continue
+            values[short] = _CHECKS[short](name, value)
+        settings = cls(**values)
+        if settings.lease_duration < 2 * settings.heartbeat_interval:
+            raise SettingsError(
+                f"{SETTING_PREFIX}lease_duration",
+                f"{settings.lease_duration} s is less than two heartbeats of {settings.heartbeat_interval} s: one "
+                f"lost heartbeat would cost a worker its tasks; raise it, or lower "
+                f"{SETTING_PREFIX}heartbeat_interval",
+            )
+        return settings
+
+
+def _unknown(short: str, known: set[str]) -> str:
+    close = difflib.get_close_matches(short, known, n=1)
+    hint = f"did you mean {SETTING_PREFIX}{close[0]}? " if close else ""
+    names = ", ".join(sorted(SETTING_PREFIX + name for name in known))
+    return f"there is no such setting; {hint}known are: {names}"
+
+
+_CHECKS: dict[str, Callable[[str, object], Any]] = {
+    field.name: _seconds for field in fields(Settings) if field.type == "float"
+}
+_CHECKS["redis_url"] = _text
+_CHECKS["prefix"] = _prefix

@@ -1,0 +1,118 @@
+"""From a URL to redis-py clients with the limits this package needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from redis.sentinel import Sentinel, SentinelConnectionPool
+
+from celery_canceltoken.errors import SettingsError
+
+__all__ = ["ConnectionPlan", "is_redis_url"]
+
+_SCHEMES = ("redis", "rediss", "unix", "redis+socket", "socket", "sentinel")
+
+
+def is_redis_url(url: str | None) -> bool:
+    """Tell whether *url* names a Redis/Valkey server in one of the forms Celery knows."""
+    return bool(url) and str(url).partition("://")[0] in _SCHEMES and "://" in str(url)
+
+
+@dataclass(frozen=True)
+class ConnectionPlan:
+    """Where the store is and how to reach it; makes clients, holds none.
+
+    *options* are transport options in redis-py's words (`password`, `ssl_ca_certs`, ...), borrowed
+    from the broker or the result backend together with its URL; for Sentinel also `master_name`
+    and `sentinel_kwargs`.
+    """
+
+    url: str
+    setting: str = "canceltoken_redis_url"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not is_redis_url(self.url):
+            raise SettingsError(
+                self.setting,
+                f"{_without_password(self.url)!r} is not a Redis/Valkey URL; "
+                "use redis://, rediss://, unix:// or sentinel://",
+            )
+        try:
+            self.client(timeout=1.0, connections=1).close()
+        except (ValueError, TypeError, AttributeError) as error:
+            problem = f"{_without_password(self.url)!r} is not usable: {error}"
+            raise SettingsError(self.setting, problem) from error
+
+    def client(self, *, timeout: float, connections: int) -> redis.Redis:
+        """Return a client of at most *connections* connections, each wait limited to *timeout* seconds.
+
+        Threads beyond that number wait for a free connection, *timeout* seconds at most.
+        """
+        options: dict[str, Any] = {
+            "socket_timeout": timeout,
+            "socket_connect_timeout": timeout,
+            "decode_responses": True,
+            "encoding_errors": "replace",
+            # A connection the server closed while it idled is worth one more try. Nothing else is: redis-py's
+            # own default goes on for seconds against a frozen server.
+            "retry": Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
+            "retry_on_timeout": False,
+            **self.options,
+        }
+        if self.url.startswith("sentinel://"):
+            return self._sentinel_client(options, connections)
+        pool = redis.BlockingConnectionPool.from_url(
+            _redis_py_url(self.url), max_connections=connections, timeout=timeout, **options
+        )
+        return redis.Redis(connection_pool=pool)
+
+    def _sentinel_client(self, options: dict[str, Any], connections: int) -> redis.Redis:
+        master = options.pop("master_name", None)
+        if not master:
+            raise SettingsError(self.setting, "sentinel:// needs `master_name` in its transport options")
+        sentinel_options = dict(options.pop("sentinel_kwargs", None) or {})
+        hosts = []
+        database, password = "0", None
+        for url in self.url.split(";"):
+            parts = urlsplit(url)
+            hosts.append((parts.hostname or "localhost", parts.port or 26379))
+            database = parts.path.strip("/") or database
+            password = unquote(parts.password) if parts.password else password
+        options.setdefault("db", int(database))
+        if password:
+            options.setdefault("password", password)
+        sentinel_options.setdefault("socket_timeout", options["socket_timeout"])
+        sentinel = Sentinel(hosts, sentinel_kwargs=sentinel_options, **options)  # type: ignore[no-untyped-call]
+        pool = SentinelConnectionPool(  # type: ignore[no-untyped-call]
+            master, sentinel, max_connections=connections
+        )
+        return redis.Redis(connection_pool=pool)
+
+
+def _redis_py_url(url: str) -> str:
+    """Translate the spellings Celery and kombu accept into redis-py's."""
+    scheme, _, rest = url.partition("://")
+    if scheme in ("redis+socket", "socket"):
+        parts = urlsplit(url)
+        query = dict(parse_qsl(parts.query))
+        if "virtual_host" in query:
+            query["db"] = query.pop("virtual_host").strip("/")
+        return parts._replace(scheme="unix", query=urlencode(query)).geturl()
+    if scheme == "rediss":
+        parts = urlsplit(url)
+        names = {"CERT_NONE": "none", "CERT_OPTIONAL": "optional", "CERT_REQUIRED": "required"}
+        query = {k: names.get(v, v) if k == "ssl_cert_reqs" else v for k, v in parse_qsl(parts.query)}
+        return parts._replace(query=urlencode(query)).geturl()
+    return f"{scheme}://{rest}"
+
+
+def _without_password(url: str) -> str:
+    head, at, tail = url.rpartition("@")
+    return f"{head.partition('://')[0]}://***@{tail}" if at else url

@@ -1,0 +1,32 @@
+"""Waiting for the end of one task without polling for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["EndSubscription"]
+
+
+class EndSubscription:
+    """Hears the announcement of one end, on a connection of its own; use as a context manager.
+
+    Enter first, then read the record: an end in between is heard, one before is in the record.
+    """
+
+    def __init__(self, client: Any, channel: str, call: Callable[[Callable[[], Any]], Any]) -> None:
+        self._client = client
+        self._channel = channel
+        self._call = call
+
+    def __enter__(self) -> EndSubscription:
+        self._pubsub = self._client.pubsub(ignore_subscribe_messages=True)
+        self._call(lambda: self._pubsub.subscribe(self._channel))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._pubsub.close()
+
+    def wait(self, timeout: float) -> None:
+        """Return when the end was announced, or after *timeout* seconds, or for no reason at all."""
+        self._call(lambda: self._pubsub.get_message(timeout=timeout))

@@ -1,0 +1,405 @@
+"""The store on Redis or Valkey: one script per state change, on the record's key."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import redis
+from redis.commands.core import Script
+
+from celery_canceltoken.cause import Cancellation, Cause
+from celery_canceltoken.errors import RecordUnreadableError, StoreUnavailableError
+from celery_canceltoken.outcome import Verdict
+from celery_canceltoken.record import FORMAT, TaskRecord, parse_record
+from celery_canceltoken.settings import Settings
+from celery_canceltoken.states import State
+from celery_canceltoken.store.answers import (
+    Claim,
+    ClaimAnswer,
+    ClaimVerdict,
+    Delivery,
+    DeliveryVerdict,
+    Ended,
+    Finish,
+    FinishAnswer,
+    Recovery,
+    RequestAnswer,
+    RequestOrder,
+)
+from celery_canceltoken.store.breaker import Breaker
+from celery_canceltoken.store.connect import ConnectionPlan
+from celery_canceltoken.store.end_subscription import EndSubscription
+from celery_canceltoken.store.inbox_stream import INBOX_LENGTH, InboxStream
+from celery_canceltoken.store.keys import Keys
+from celery_canceltoken.store.scripts import script_source
+
+__all__ = ["RedisStore"]
+
+T = TypeVar("T")
+
+_SCRIPTS = ("adopt", "claim", "deliver", "finish", "observe", "recover", "request", "settle")
+_PROBLEMS = {
+    "damaged": "damaged; delete the key to start afresh",
+    "newer": f"written by a newer release; this one reads format {FORMAT}",
+}
+
+
+class RedisStore:
+    """The records of one prefix. Safe to share between threads; not between a process and its forks.
+
+    Every method raises StoreUnavailableError where the server does not answer within
+    `canceltoken_store_timeout`; what it was asked may have been done all the same, and asking
+    again gives the same answer. With a *breaker*, calls right after such a failure fail at once.
+    """
+
+    def __init__(
+        self,
+        plan: ConnectionPlan,
+        settings: Settings,
+        *,
+        connections: int = 8,
+        breaker: Breaker | None = None,
+    ) -> None:
+        self._plan = plan
+        self._settings = settings
+        self._breaker = breaker
+        self.keys = Keys(settings.prefix)
+        # redis-py annotates one answer for its sync and its async client: useless to a type checker.
+        self._client: Any = plan.client(timeout=settings.store_timeout, connections=connections)
+        self._scripts: dict[str, Script] = {
+            name: self._client.register_script(script_source(name)) for name in _SCRIPTS
+        }
+        self._record_ttl = int(settings.record_expires * 1000)
+        self._request_ttl = int(settings.request_expires * 1000)
+
+    def close(self) -> None:
+        """Close all connections. The next call opens new ones."""
+        self._client.close()
+        self._client.connection_pool.disconnect()
+
+    # -- bodies
+
+    def claim(
+        self, claim: Claim, *, take_over_from: tuple[str, str] = ("", ""), runs_already: bool = False
+    ) -> ClaimAnswer:
+        """Take ownership of a task id for an execution, or learn why not.
+
+        *take_over_from* is the execution and the owner that were seen to be dead. *runs_already*
+        writes the record of a body that is running, and denies nothing.
+        """
+        verdict, *rest = self._run(
+            "claim",
+            [self.keys.record(claim.task_id), self.keys.owned(claim.owner)],
+            [
+                claim.execution_id,
+                claim.owner,
+                claim.worker,
+                claim.send,
+                claim.generation,
+                int(claim.redelivered),
+                claim.task_id,
+                claim.name,
+                int(claim.takes_token),
+                int(claim.late_ack),
+                self._record_ttl,
+                *take_over_from,
+                int(runs_already),
+            ],
+        )
+        if verdict == "run":
+            return ClaimAnswer(ClaimVerdict.RUN, attempt=int(rest[0]), generation=int(rest[1]))
+        if verdict == "denied":
+            return ClaimAnswer(ClaimVerdict.DENIED, cancellation=_cancellation(rest))
+        if verdict == "owned":
+            execution_id, owner, same_send = rest
+            return ClaimAnswer(
+                ClaimVerdict.OWNED, execution_id=execution_id, owner=owner, same_send=same_send == "1"
+            )
+        return ClaimAnswer(ClaimVerdict(verdict), why=rest[0])
+
+    def finish(self, finish: Finish) -> FinishAnswer:
+        """Decide the outcome of an execution, in one step with whatever is asked of it by now."""
+        claim, cancellation = finish.claim, finish.cancellation
+        rows = {kind: _row(verdict) for kind, verdict in finish.rows.items()}
+        afresh = {
+            "v": FORMAT,
+            "owner": claim.owner,
+            "worker": claim.worker,
+            "send": claim.send,
+            "name": claim.name,
+            "takes_token": int(claim.takes_token),
+            "late_ack": int(claim.late_ack),
+            "generation": finish.generation,
+            "attempt": finish.attempt,
+        }
+        verdict, *rest = self._run(
+            "finish",
+            [self.keys.record(claim.task_id)],
+            [
+                claim.execution_id,
+                json.dumps(rows),
+                cancellation.cause.value if cancellation else "",
+                (cancellation.reason if cancellation else None) or "",
+                (cancellation.actor if cancellation else None) or "",
+                "" if finish.observed_ago is None else int(finish.observed_ago * 1_000_000),
+                finish.value,
+                finish.error,
+                self._record_ttl,
+                json.dumps(afresh),
+            ],
+        )
+        if verdict != "recorded":
+            return FinishAnswer(recorded=False, untracked=verdict == "untracked")
+        row, _state, _answer, *why = rest
+        return FinishAnswer(recorded=True, verdict=finish.rows[row], cancellation=_cancellation(why))
+
+    def is_alive(self, owner: str) -> bool:
+        """Tell whether *owner* holds its lease."""
+        return bool(self.call(lambda: self._client.exists(self.keys.lease(owner))))
+
+    # -- clients
+
+    def request(self, order: RequestOrder) -> RequestAnswer:
+        """Store what is asked of a task. Raises RecordUnreadableError; then nothing was written."""
+        key = self.keys.record(order.task_id)
+        cancellation = order.cancellation
+        word, why, *rest = self._run(
+            "request",
+            [key],
+            [
+                order.request_id,
+                order.kind,
+                cancellation.cause.value,
+                cancellation.reason or "",
+                cancellation.actor or "",
+                ",".join(state.value for state in order.from_states),
+                int(order.must_exist),
+                self._request_ttl,
+            ],
+        )
+        if word == "unreadable":
+            raise RecordUnreadableError(key, _PROBLEMS[why])
+        previous, owner, execution_id = rest
+        return RequestAnswer(
+            applied=word == "applied",
+            why=why,
+            previous=State(previous) if previous else None,
+            owner=owner,
+            execution_id=execution_id,
+        )
+
+    def notify(self, owner: str, task_id: str, execution_id: str) -> None:
+        """Wake the agent of *owner*. Where it has no inbox any more, nothing happens."""
+        self.call(
+            lambda: self._client.xadd(
+                self.keys.inbox(owner),
+                {"task": task_id, "execution": execution_id},
+                maxlen=INBOX_LENGTH,
+                approximate=True,
+                nomkstream=True,
+            )
+        )
+
+    def get(self, task_id: str) -> TaskRecord | None:
+        """Read one record. Raises RecordUnreadableError."""
+        key = self.keys.record(task_id)
+
+        def read() -> Any:
+            try:
+                return self._client.hgetall(key)
+            except redis.ResponseError as error:
+                raise RecordUnreadableError(key, _PROBLEMS["damaged"]) from error
+
+        fields = self.call(read)
+        return parse_record(key, task_id, fields) if fields else None
+
+    def end_of(self, task_id: str) -> EndSubscription:
+        """Listen for the end of a task. Subscribe first, then read the record: nothing is missed."""
+        return EndSubscription(self._client, self.keys.stopped(task_id), self.call)
+
+    # -- agents
+
+    def inbox_of(self, owner: str) -> InboxStream:
+        """The reading end of an agent's inbox, on a connection of its own."""
+        return InboxStream(self._plan, self._settings, self.keys.inbox(owner), self.call)
+
+    def announce(self, owner: str) -> None:
+        """Begin a new incarnation: its lease, and its place in the list of owners."""
+
+        def write() -> None:
+            pipeline = self._client.pipeline(transaction=False)
+            pipeline.set(self.keys.lease(owner), "1", px=self._lease_ttl)
+            pipeline.zadd(self.keys.owners, {owner: 0})
+            self._keep_agent_keys(pipeline, owner)
+            pipeline.execute()
+
+        self.call(write)
+
+    def beat(self, owner: str) -> bool:
+        """Renew the lease. False: it had lapsed, and others may have taken over."""
+        lease = self.keys.lease(owner)
+        return bool(self.call(lambda: self._client.set(lease, "1", px=self._lease_ttl, xx=True)))
+
+    def keep(self, owner: str, task_ids: Sequence[str]) -> None:
+        """Push the expiry of an agent's own keys, and of the records it works on, away again."""
+
+        def write() -> None:
+            pipeline = self._client.pipeline(transaction=False)
+            self._keep_agent_keys(pipeline, owner)
+            for task_id in task_ids:
+                pipeline.pexpire(self.keys.record(task_id), self._record_ttl)
+            pipeline.execute(raise_on_error=False)
+
+        self.call(write)
+
+    def retire(self, owner: str) -> None:
+        """The agent leaves in order; what it could not finish is visible as a dead owner's at once."""
+
+        def write() -> None:
+            pipeline = self._client.pipeline(transaction=False)
+            pipeline.delete(self.keys.lease(owner), self.keys.inbox(owner))
+            pipeline.execute()
+
+        self.call(write)
+
+    def deliver(self, task_id: str, execution_id: str) -> Delivery:
+        """Ask what is wanted of an execution; marks the request delivered."""
+        verdict, *rest = self._run("deliver", [self.keys.record(task_id)], [execution_id])
+        if verdict == "deliver":
+            return Delivery(DeliveryVerdict.DELIVER, _cancellation(rest))
+        return Delivery(DeliveryVerdict(verdict))
+
+    def deliver_many(self, executions: Sequence[tuple[str, str]]) -> list[Delivery]:
+        """Do the same for many (task id, execution id) in one round trip; a damaged record harms no other.
+
+        Only records that hold a request, or another execution, cost more than a read.
+        """
+
+        def peek() -> list[Any]:
+            pipeline = self._client.pipeline(transaction=False)
+            for task_id, _ in executions:
+                pipeline.hmget(self.keys.record(task_id), "execution", "answer")
+            return list(pipeline.execute(raise_on_error=False))
+
+        deliveries = []
+        for (task_id, execution_id), answer in zip(executions, self.call(peek), strict=True):
+            quiet = not isinstance(answer, Exception) and answer[0] == execution_id and answer[1] != "pending"
+            deliveries.append(
+                Delivery(DeliveryVerdict.NONE) if quiet else self.deliver(task_id, execution_id)
+            )
+        return deliveries
+
+    def observe(self, task_id: str, execution_id: str) -> None:
+        """Record that the body has seen its token tripped."""
+        self._run("observe", [self.keys.record(task_id)], [execution_id])
+
+    def settle(self, owner: str, ended: Sequence[Ended]) -> None:
+        """Make outcomes final, in one command."""
+        keys = [self.keys.record(one.task_id) for one in ended]
+        arguments: list[Any] = [len(ended), owner, self._record_ttl]
+        for one in ended:
+            arguments += [
+                one.execution_id,
+                one.task_id,
+                one.instead.value if one.instead else "",
+                self.keys.stopped(one.task_id),
+            ]
+        self._run("settle", [*keys, self.keys.owned(owner)], arguments)
+
+    def adopt(self, task_id: str, execution_id: str, old_owner: str, new_owner: str) -> bool:
+        """Move an execution to the agent's new incarnation. False: another execution has the id."""
+        answer = self._run("adopt", [self.keys.record(task_id)], [execution_id, old_owner, new_owner])
+        return bool(answer != "superseded")
+
+    def owners(self) -> list[str]:
+        """All owners that were ever announced and not yet found empty after their death."""
+        return list(self.call(lambda: self._client.zrange(self.keys.owners, 0, -1)))
+
+    def dead(self, owners: Iterable[str]) -> list[str]:
+        """Those of *owners* that hold no lease."""
+        asked = list(owners)
+        if not asked:
+            return []
+        leases = self.call(lambda: self._client.mget([self.keys.lease(owner) for owner in asked]))
+        return [owner for owner, lease in zip(asked, leases, strict=True) if lease is None]
+
+    def owned_by(self, owner: str, limit: int) -> list[str]:
+        """Some task ids that the agent of *owner* may have left."""
+        return list(self.call(lambda: self._client.srandmember(self.keys.owned(owner), limit)))
+
+    def not_owned(self, owner: str, task_id: str) -> None:
+        """Take an id off an agent's index."""
+        self.call(lambda: self._client.srem(self.keys.owned(owner), task_id))
+
+    def forget_owner(self, owner: str) -> None:
+        """A dead owner has nothing left."""
+        self.call(lambda: self._client.zrem(self.keys.owners, owner))
+
+    def recover(self, record: TaskRecord, *, owner: str, worker: str, recovery_id: str) -> Recovery | None:
+        """Take over what the dead owner of *record* left. None: somebody else sees to it."""
+        verdict, *rest = self._run(
+            "recover",
+            [self.keys.record(record.task_id), self.keys.owned(owner)],
+            [
+                record.execution_id or "",
+                record.owner or "",
+                owner,
+                worker,
+                recovery_id,
+                record.task_id,
+                self._record_ttl,
+            ],
+        )
+        if verdict != "complete":
+            return None
+        state, value, *why = rest
+        return Recovery(record.task_id, recovery_id, State(state), value, _cancellation(why))
+
+    # -- plumbing
+
+    @property
+    def _lease_ttl(self) -> int:
+        return int(self._settings.lease_duration * 1000)
+
+    def _keep_agent_keys(self, pipeline: Any, owner: str) -> None:
+        for key in (self.keys.inbox(owner), self.keys.owned(owner), self.keys.owners):
+            pipeline.pexpire(key, self._record_ttl)
+
+    def _run(self, script: str, keys: list[str], arguments: list[Any]) -> Any:
+        return self.call(lambda: self._scripts[script](keys=keys, args=arguments))
+
+    def call(self, call: Callable[[], T]) -> T:
+        """Make one call to the server with this store's breaker and errors around it."""
+        if self._breaker is not None and self._breaker.refuses():
+            raise StoreUnavailableError("the store did not answer a moment ago; not tried again yet")
+        try:
+            answer = call()
+        except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
+            if self._breaker is not None:
+                self._breaker.failed()
+            raise StoreUnavailableError(f"the store at {self._where()} did not answer: {error}") from error
+        except redis.ResponseError as error:
+            # Read-only replica, out of memory, loading, no permission: it answers, but keeps nothing.
+            raise StoreUnavailableError(f"the store at {self._where()} refused: {error}") from error
+        if self._breaker is not None:
+            self._breaker.succeeded()
+        return answer
+
+    def _where(self) -> str:
+        options = self._client.connection_pool.connection_kwargs
+        return str(options.get("path") or f"{options.get('host', '?')}:{options.get('port', '?')}")
+
+
+def _cancellation(fields: Sequence[str]) -> Cancellation | None:
+    cause, reason, actor = fields
+    return Cancellation(Cause(cause), reason or None, actor or None) if cause else None
+
+
+def _row(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "state": verdict.state.value if verdict.state else "",
+        "answer": verdict.answer.value,
+        "next_generation": verdict.next_generation,
+    }
