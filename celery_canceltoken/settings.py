@@ -58,9 +58,10 @@ class Settings:
         known = {field.name for field in fields(cls)}
         values: dict[str, Any] = {}
         for name in configuration:
-            if not name.startswith(SETTING_PREFIX):
+            # With a namespace Celery lists CELERY_CANCELTOKEN_PREFIX for what is canceltoken_prefix to us.
+            namespace, found, short = str(name).lower().rpartition(SETTING_PREFIX)
+            if not found or (namespace and not namespace.endswith("_")):
                 continue
-            short = name[len(SETTING_PREFIX) :]
             if short not in known:
                 raise SettingsError(name, _unknown(short, known))
             value = configuration[name]
@@ -71,9 +72,9 @@ class Settings:
         if settings.lease_duration < 2 * settings.heartbeat_interval:
             raise SettingsError(
                 f"{SETTING_PREFIX}lease_duration",
-                f"{settings.lease_duration} s is less than two heartbeats of {settings.heartbeat_interval} s: one "
-                f"lost heartbeat would cost a worker its tasks; raise it, or lower "
-                f"{SETTING_PREFIX}heartbeat_interval",
+                f"{settings.lease_duration} s is less than two heartbeats of "
+                f"{settings.heartbeat_interval} s, so that one lost heartbeat would cost a worker its "
+                f"tasks; raise it, or lower {SETTING_PREFIX}heartbeat_interval",
             )
         return settings
 

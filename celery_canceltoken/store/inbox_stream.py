@@ -58,7 +58,7 @@ class InboxStream:
 
     def _read(self) -> Any:
         if not self._created:
-            # Clients only ever append to a stream that is there, so that none is left behind for a dead agent.
+            # Clients append only to a stream that is there: none is left behind for a dead agent.
             self._client.xadd(self._key, {"hello": "1"}, maxlen=INBOX_LENGTH, approximate=True)
             self._client.pexpire(self._key, self._ttl)
             self._created = True

@@ -1,0 +1,110 @@
+"""From a Celery app to this package's settings and store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from celery import Celery
+
+from celery_canceltoken.errors import SettingsError
+from celery_canceltoken.settings import Settings
+from celery_canceltoken.store.breaker import Breaker
+from celery_canceltoken.store.connect import ConnectionPlan, is_redis_url
+from celery_canceltoken.store.redis_store import RedisStore
+
+__all__ = ["agent_store", "body_store", "client_store", "settings_of"]
+
+_BODY_CONNECTIONS = 8
+_AGENT_CONNECTIONS = 4
+_CLIENT_CONNECTIONS = 8
+_PAUSE_AFTER_FAILURE = 4
+"""In store timeouts: a task in five pays for a try while the store is away, the others start at once."""
+
+# How the options of a borrowed URL are called by redis-py. What is not here (visibility timeouts, socket
+# timeouts, retries) belongs to the broker or the backend alone.
+_BORROWED_OPTIONS = ("master_name", "sentinel_kwargs", "username", "password", "client_name")
+
+_settings: WeakKeyDictionary[Celery, Settings] = WeakKeyDictionary()
+_plans: WeakKeyDictionary[Celery, ConnectionPlan] = WeakKeyDictionary()
+_client_stores: WeakKeyDictionary[Celery, RedisStore] = WeakKeyDictionary()
+
+
+def settings_of(app: Celery) -> Settings:
+    """Return the settings of *app*, read once. Raises SettingsError."""
+    _prepare(app)
+    return _settings[app]
+
+
+def agent_store(app: Celery) -> RedisStore:
+    """Make the store of one agent: its threads wait for one another rather than for a breaker."""
+    _prepare(app)
+    return RedisStore(_plans[app], _settings[app], connections=_AGENT_CONNECTIONS)
+
+
+def body_store(app: Celery) -> RedisStore:
+    """Make the store that the bodies of one process share."""
+    _prepare(app)
+    settings = _settings[app]
+    breaker = Breaker(settings.store_timeout * _PAUSE_AFTER_FAILURE)
+    return RedisStore(_plans[app], settings, connections=_BODY_CONNECTIONS, breaker=breaker)
+
+
+def client_store(app: Celery) -> RedisStore:
+    """Return the store for calls from app code; one per process, shared by its threads."""
+    _prepare(app)
+    store = _client_stores.get(app)
+    if store is None:
+        made = RedisStore(_plans[app], _settings[app], connections=_CLIENT_CONNECTIONS)
+        store = _client_stores.setdefault(app, made)
+    return store
+
+
+def _prepare(app: Celery) -> None:
+    if app not in _plans:
+        settings = Settings.from_mapping(app.conf)
+        plan, prefix = _connection_of(app, settings)
+        _settings[app] = Settings(**{**vars(settings), "prefix": prefix + settings.prefix})
+        _plans[app] = plan
+
+
+def _connection_of(app: Celery, settings: Settings) -> tuple[ConnectionPlan, str]:
+    """Return where the store is, and the key prefix that comes with a borrowed URL."""
+    if settings.redis_url:
+        return ConnectionPlan(settings.redis_url), ""
+    conf = app.conf
+    backend = conf.get("result_backend")
+    if is_redis_url(backend):
+        transport = conf.get("result_backend_transport_options") or {}
+        ssl = conf.get("redis_backend_use_ssl")
+        return _borrowed(backend, "result_backend", transport, ssl)
+    broker = conf.get("broker_write_url") or conf.get("broker_url")
+    broker = broker[0] if isinstance(broker, (list, tuple)) and broker else broker
+    if is_redis_url(broker):
+        transport = conf.get("broker_transport_options") or {}
+        return _borrowed(str(broker), "broker_url", transport, conf.get("broker_use_ssl"))
+    raise SettingsError(
+        "canceltoken_redis_url",
+        "neither the result backend nor the broker is Redis/Valkey; set canceltoken_redis_url to one, "
+        "for example redis://localhost:6379/0",
+    )
+
+
+def _borrowed(url: str, setting: str, transport: Mapping[str, Any], ssl: Any) -> tuple[ConnectionPlan, str]:
+    options = {name: transport[name] for name in _BORROWED_OPTIONS if transport.get(name) is not None}
+    if isinstance(ssl, Mapping):
+        options.update({name if name.startswith("ssl_") else f"ssl_{name}": ssl[name] for name in ssl})
+        if url.startswith("redis://"):
+            url = "rediss" + url[len("redis") :]
+    return ConnectionPlan(url, setting, options), str(transport.get("global_keyprefix") or "")
+
+
+def _forget_connections() -> None:
+    # A fork makes its own: a connection shared by two processes mixes up their answers.
+    _client_stores.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_connections)

@@ -1,0 +1,96 @@
+"""Where Celery's worker calls us: the agent starts with the worker and stops after its pool."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+from billiard.exceptions import WorkerLostError
+from celery import bootsteps, signals
+from celery import states as celery_states
+from celery.exceptions import TaskRevokedError
+
+from celery_canceltoken.configuration import agent_store, body_store, settings_of
+from celery_canceltoken.states import State
+from celery_canceltoken.store.answers import Recovery
+from celery_canceltoken.worker.agent import Agent
+from celery_canceltoken.worker.runtime import serve, stop_serving
+
+__all__ = ["AgentStep", "install"]
+
+logger = logging.getLogger("celery_canceltoken.worker")
+
+
+class AgentStep(bootsteps.StartStopStep):
+    """The agent's place in the worker.
+
+    It is made before any step starts, so that children inherit the way to it. It is not stopped
+    in the order of steps but after the last of them: revokes and heartbeats have to go on while
+    the pool waits for its bodies.
+    """
+
+    def __init__(self, worker: Any, **options: Any) -> None:
+        super().__init__(worker, **options)
+        app = worker.app
+        self._agent: Agent | None = None
+        if not any(hasattr(task, "token_parameter") for task in app.tasks.values()):
+            return
+        agent = Agent(
+            agent_store(app),
+            settings_of(app),
+            worker.hostname,
+            complete=lambda recovery: _complete(app, recovery),
+        )
+        serve(agent, lambda: body_store(app))
+        self._agent = agent
+        self._stop_after(worker, agent)
+
+    def create(self, worker: Any) -> Any:
+        """Nothing to create: it was made in time."""
+
+    def start(self, worker: Any) -> None:  # noqa: ARG002 - Celery's signature
+        """Start the agent's threads."""
+        if self._agent is not None:
+            self._agent.start()
+
+    def _stop_after(self, worker: Any, agent: Agent) -> None:
+        on_stopped = worker.blueprint.on_stopped
+
+        def stop() -> None:
+            try:
+                if on_stopped is not None:
+                    on_stopped()
+            finally:
+                stop_serving(agent)
+                agent.stop()
+
+        worker.blueprint.on_stopped = stop
+
+
+def install() -> None:
+    """Have every worker of this process take an agent along. Calling it again changes nothing."""
+    signals.worker_init.connect(_on_worker_init, dispatch_uid="celery_canceltoken")
+
+
+def _on_worker_init(sender: Any, **_: Any) -> None:
+    # An exception here would only be logged by Celery: the step raises, and the worker does not start.
+    sender.app.steps["worker"].add(AgentStep)
+
+
+def _complete(app: Any, recovery: Recovery) -> None:
+    """Write the Celery result that a lost worker left unwritten.
+
+    Without its message nothing is known of the task's chord, chain and errbacks: they are not told.
+    """
+    backend, task_id = app.backend, recovery.task_id
+    if recovery.state in (State.REVOKED, State.DELETED):
+        reason = recovery.cancellation.reason if recovery.cancellation else None
+        error = TaskRevokedError(reason or recovery.state.value.lower())
+        backend.mark_as_failure(task_id, error, state=celery_states.REVOKED)
+    elif backend.get_state(task_id) in celery_states.READY_STATES:
+        return
+    elif recovery.state is State.FAILED:
+        backend.mark_as_failure(task_id, WorkerLostError("the worker was lost while it ran the task"))
+    elif recovery.state is State.SUCCEEDED and recovery.value:
+        backend.mark_as_done(task_id, json.loads(recovery.value))

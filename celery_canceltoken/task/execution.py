@@ -1,0 +1,318 @@
+"""One run of a task id, from the claim to the end: what happens around a body."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import logging
+import time
+import uuid
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
+
+from celery import Task, signals
+from celery import states as celery_states
+from celery.exceptions import Ignore, Reject, Retry, TaskRevokedError
+
+from celery_canceltoken.cancelled import TaskCancelled
+from celery_canceltoken.cause import Cancellation, Cause
+from celery_canceltoken.current import as_current
+from celery_canceltoken.errors import StoreUnavailableError
+from celery_canceltoken.outcome import Ending, ResultFate, Verdict, decide, rows
+from celery_canceltoken.states import State
+from celery_canceltoken.store.answers import Claim, ClaimAnswer, ClaimVerdict, Ended, Finish
+from celery_canceltoken.task.endings import (
+    NotStarted,
+    RaisedAfterCancel,
+    Replaced,
+    Revoked,
+    StrayCancellationError,
+    Superseded,
+)
+from celery_canceltoken.task.stamp import Stamp
+from celery_canceltoken.token import CancellationSource, run_in_thread
+from celery_canceltoken.worker.runtime import Runtime, runtime_of
+
+__all__ = ["Execution", "open_execution", "perform"]
+
+logger = logging.getLogger("celery_canceltoken.task")
+
+_VALUE_LIMIT = 64 * 1024
+"""Characters of JSON; a larger return value is not kept in the record."""
+_ERROR_LIMIT = 4096
+_FIRST_PAUSE = 0.1
+_ATTRIBUTE = "_canceltoken_execution"
+
+_open: ContextVar[Execution | None] = ContextVar("celery_canceltoken.open_execution", default=None)
+
+
+class Execution:
+    """A run of a task id in this process. Owned by the thread or greenlet that runs the body."""
+
+    def __init__(self, task: Task[Any, Any], request: Any) -> None:
+        self.task = task
+        self.request = request
+        self.execution_id = uuid.uuid4().hex
+        self.stamp = Stamp.of(getattr(request, "headers", None))
+        self.generation = self.stamp.generation
+        self.attempt = 1
+        self.entered = False
+        """The body has been called: a further call from within it is a direct one."""
+        self.runtime: Runtime | None = None
+        self.claim: Claim | None = None
+        self.owed: Finish | None = None
+        self.revoked_by: Cancellation | None = None
+        self.decided: Verdict | None = None
+        self.source = CancellationSource(run_callbacks=run_in_thread, on_observed=self._observed)
+
+    def _observed(self) -> None:
+        if self.runtime is not None:
+            self.runtime.port.observed(self.execution_id)
+
+    @property
+    def cause(self) -> Cause | None:
+        """Why the token tripped, if it did."""
+        return self.source.token.cause
+
+    # -- the beginning
+
+    def begin(self) -> Cancellation | None:
+        """Claim the id. Returns what the task was revoked with while it was queued; None: run the body.
+
+        Raises NotStarted where this copy of the message is not wanted.
+        """
+        runtime = None if self.request.is_eager else runtime_of(self.request.hostname)
+        if runtime is None:
+            return None
+        self.claim = self._make_claim(runtime)
+        try:
+            answer = self._claim_until_clear(runtime, self.claim)
+        except StoreUnavailableError as error:
+            # The worker goes on consuming. The agent writes the record once the store is back.
+            logger.warning(
+                "task %s[%s] starts without its record: %s", self.task.name, self.request.id, error
+            )
+            answer = ClaimAnswer(ClaimVerdict.RUN, attempt=1, generation=self.generation)
+        if answer.verdict is ClaimVerdict.UNTRACKED:
+            logger.warning("record of task %s is %s: the task runs untracked", self.request.id, answer.why)
+            self.claim = None
+            return None
+        if answer.verdict is ClaimVerdict.SKIP:
+            raise NotStarted(f"a copy that is not wanted ({answer.why})")
+        self.runtime = runtime
+        if answer.verdict is ClaimVerdict.DENIED:
+            return answer.cancellation or Cancellation(Cause.REVOKED)
+        self.generation, self.attempt = answer.generation, answer.attempt
+        runtime.bodies.add(self.execution_id, self.source)
+        runtime.port.started(self.claim, self.generation, self.attempt)
+        return None
+
+    def _make_claim(self, runtime: Runtime) -> Claim:
+        delivery = getattr(self.request, "delivery_info", None) or {}
+        return Claim(
+            task_id=self.request.id,
+            execution_id=self.execution_id,
+            owner=runtime.port.owner,
+            worker=runtime.worker,
+            send=self.stamp.send,
+            generation=self.stamp.generation,
+            redelivered=bool(delivery.get("redelivered")),
+            name=self.task.name or "",
+            takes_token=getattr(self.task, "token_parameter", None) is not None,
+            late_ack=bool(self.task.acks_late),
+        )
+
+    def _claim_until_clear(self, runtime: Runtime, claim: Claim) -> ClaimAnswer:
+        pause = _FIRST_PAUSE
+        while True:
+            answer = runtime.store.claim(claim)
+            if answer.verdict is not ClaimVerdict.OWNED:
+                return answer
+            if not runtime.store.is_alive(answer.owner):
+                answer = runtime.store.claim(claim, take_over_from=(answer.execution_id, answer.owner))
+                if answer.verdict is not ClaimVerdict.OWNED:
+                    return answer
+            elif answer.same_send and not claim.late_ack:
+                return ClaimAnswer(ClaimVerdict.SKIP, why="it is running")
+            # A late-acknowledged copy may be all that is left of the task if the first run dies now, and
+            # the id sent again on purpose has to wait its turn: neither may be dropped.
+            time.sleep(pause)
+            pause = min(pause * 2, runtime.settings.check_interval)
+
+    # -- the end
+
+    def conclude(self, ending: Ending, value: Any = None, error: BaseException | None = None) -> Verdict:
+        """Have the outcome decided and written, and return it."""
+        self.decided = self._finish(ending, value, error)
+        return self.decided
+
+    def _finish(self, ending: Ending, value: Any, error: BaseException | None) -> Verdict:
+        source = self.source
+        self.revoked_by = source.cancellation
+        table = rows(ending, self.cause, source.observed, source.disregarded)
+        if self.runtime is None or self.claim is None:
+            return table["none"]
+        finish = Finish(
+            claim=self.claim,
+            generation=self.generation,
+            attempt=self.attempt,
+            rows=table,
+            cancellation=source.cancellation,
+            observed_ago=None if source.observed_at is None else time.monotonic() - source.observed_at,
+            value=_kept_value(value) if ending is Ending.RETURNED else "",
+            error=repr(error)[:_ERROR_LIMIT] if ending is Ending.RAISED else "",
+        )
+        try:
+            answer = self.runtime.store.finish(finish)
+        except StoreUnavailableError as error:
+            logger.warning(
+                "the end of task %s[%s] is written later: %s", self.task.name, self.request.id, error
+            )
+            self.owed = finish
+            return table["none"]
+        if answer.verdict is not None:
+            self.revoked_by = answer.cancellation
+            return answer.verdict
+        if answer.untracked:
+            return table["none"]
+        return decide(ending, Cause.SUPERSEDED, observed=False)
+
+    def close(self, celery_state: str | None) -> None:
+        """Celery's result is written: leave the rest to the agent."""
+        if self.runtime is None or self.claim is None:
+            return
+        self.runtime.bodies.remove(self.execution_id)
+        failed_after_all = (
+            celery_state == celery_states.FAILURE
+            and self.decided is not None
+            and self.decided.state is State.SUCCEEDED
+        )
+        instead = State.FAILED if failed_after_all else None
+        self.runtime.port.ended(Ended(self.execution_id, self.request.id, instead), self.owed)
+
+
+def open_execution() -> Execution | None:
+    """The execution whose body runs in this context."""
+    return _open.get()
+
+
+def perform(task: Task[Any, Any], call: Callable[[], Any]) -> Any:
+    """Make *call*, which leads to the body of *task*, the one run of its id.
+
+    A direct call, and a layer inside the run that is open already, are simply made.
+    """
+    request = task.request_stack.top
+    outer = _open.get()
+    if request is None or request.called_directly or (outer is not None and outer.request is request):
+        return call()
+    execution = Execution(task, request)
+    refusal = execution.begin()
+    setattr(request, _ATTRIBUTE, execution)
+    if refusal is not None:
+        _end_as_revoked(task, request, refusal)
+    ending, value, error = _run(execution, call)
+    verdict = execution.conclude(ending, value, error)
+    return _tell_celery(execution, verdict, ending, value, error)
+
+
+def _run(execution: Execution, call: Callable[[], Any]) -> tuple[Ending, Any, BaseException | None]:
+    reset = _open.set(execution)
+    try:
+        with as_current(execution.source.token):
+            return Ending.RETURNED, call(), None
+    except RaisedAfterCancel as carried:
+        return Ending.RAISED, None, carried.error
+    except Exception as error:
+        return _ending_of(error), None, error
+    except BaseException as error:
+        if not _is_cancellation(error):
+            # The end of the child, or of the worker: Celery's parent says what becomes of the task.
+            raise
+        return Ending.CANCELLED, None, error
+    finally:
+        _open.reset(reset)
+
+
+def _ending_of(error: Exception) -> Ending:
+    if isinstance(error, Retry):
+        return Ending.RETRIED
+    if isinstance(error, Reject):
+        return Ending.REJECTED_BACK if getattr(error, "requeue", False) else Ending.REJECTED
+    if isinstance(error, Replaced):
+        return Ending.REPLACED
+    if isinstance(error, Ignore):
+        return Ending.IGNORED
+    return Ending.RAISED
+
+
+def _is_cancellation(error: BaseException) -> bool:
+    if isinstance(error, TaskCancelled):
+        return True
+    group = getattr(builtins, "BaseExceptionGroup", None)
+    return group is not None and isinstance(error, group) and all(map(_is_cancellation, error.exceptions))
+
+
+def _tell_celery(
+    execution: Execution, verdict: Verdict, ending: Ending, value: Any, error: BaseException | None
+) -> Any:
+    task, request = execution.task, execution.request
+    if verdict.result is ResultFate.REVOKED:
+        _end_as_revoked(task, request, execution.revoked_by or Cancellation(Cause.REVOKED))
+    if verdict.result is ResultFate.NOTHING:
+        if ending is Ending.RETRIED and not task.store_errors_even_if_ignored:
+            # The retry is real and its hooks and events are due, but the result is the successor's by now.
+            request.ignore_result = True
+            raise error  # type: ignore[misc]
+        raise Superseded("another execution owns the task id")
+    if verdict.result is ResultFate.TIMED_OUT:
+        raise TimeoutError("the task's own deadline has passed") from error
+    if verdict.result is ResultFate.FAILED:
+        raise StrayCancellationError(
+            f"the task raised TaskCancelled ({error}) though nobody had asked it to stop"
+        ) from error
+    if error is not None:
+        raise error
+    return value
+
+
+def _end_as_revoked(task: Task[Any, Any], request: Any, cancellation: Cancellation) -> None:
+    reason = cancellation.reason or cancellation.cause.value.lower()
+    revoked = TaskRevokedError(reason)
+    if request.is_eager:
+        raise revoked
+    # The one way that tells everybody: the result, the chord, the rest of the chain and the errbacks here,
+    # the event and the signal in the parent, on seeing our Ignore.
+    task.backend.mark_as_failure(
+        request.id,
+        revoked,
+        request=request,
+        store_result=_stores_errors(task, request),
+        call_errbacks=True,
+        state=celery_states.REVOKED,
+    )
+    raise Revoked(reason)
+
+
+def _stores_errors(task: Task[Any, Any], request: Any) -> bool:
+    ignored = vars(request).get("ignore_result")
+    if ignored is None:
+        ignored = task.ignore_result
+    return bool(not ignored or task.store_errors_even_if_ignored)
+
+
+def _kept_value(value: Any) -> str:
+    if value is None:
+        return ""
+    try:
+        text = json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        return ""
+    return text if len(text) <= _VALUE_LIMIT else ""
+
+
+@signals.task_postrun.connect
+def _on_postrun(task: Task[Any, Any], state: str | None = None, **_: Any) -> None:
+    execution = getattr(task.request, _ATTRIBUTE, None)
+    if execution is not None:
+        execution.close(state)

@@ -1,0 +1,96 @@
+"""The token parameter: finding it, hiding it from callers, filling it in."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from celery_canceltoken.token import CancellationToken
+
+__all__ = ["TokenParameter", "find_token_parameter", "holds_token", "with_token", "without_tokens"]
+
+
+@dataclass(frozen=True)
+class TokenParameter:
+    """Where a function wants its token."""
+
+    name: str
+    position: int
+    """Among the parameters; meaningless where it can only be passed by keyword."""
+    kind: inspect._ParameterKind
+    callers_signature: inspect.Signature
+    """What callers see: the signature without the token."""
+
+
+def find_token_parameter(function: Callable[..., Any]) -> TokenParameter | None:
+    """Find the parameter annotated as a CancellationToken, wherever it stands; None without one.
+
+    Raises TypeError where there are two.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return None
+    namespace = getattr(inspect.unwrap(function), "__globals__", {})
+    parameters = list(signature.parameters.values())
+    found = [index for index, one in enumerate(parameters) if _is_token(one.annotation, namespace)]
+    if not found:
+        return None
+    if len(found) > 1:
+        names = ", ".join(parameters[index].name for index in found)
+        raise TypeError(
+            f"{getattr(function, '__qualname__', function)!s}() has {len(found)} CancellationToken "
+            f"parameters ({names}); a task gets one token: keep one of them"
+        )
+    (index,) = found
+    parameter = parameters[index]
+    others = [one for one in parameters if one is not parameter]
+    return TokenParameter(
+        name=parameter.name,
+        position=index,
+        kind=parameter.kind,
+        callers_signature=signature.replace(parameters=others),
+    )
+
+
+def with_token(
+    parameter: TokenParameter, token: CancellationToken, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a call with *token* in its place; whatever the caller passed for it is gone."""
+    args, kwargs = without_tokens(args, kwargs)
+    by_position = parameter.kind is inspect.Parameter.POSITIONAL_ONLY or (
+        parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD and parameter.position < len(args)
+    )
+    if by_position:
+        return (*args[: parameter.position], token, *args[parameter.position :]), kwargs
+    return args, {**kwargs, parameter.name: token}
+
+
+def holds_token(args: Any, kwargs: Any) -> bool:
+    """Tell whether a caller passed a token, live or not."""
+    return any(isinstance(one, CancellationToken) for one in (*(args or ()), *(kwargs or {}).values()))
+
+
+def without_tokens(args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Drop the tokens that a caller passed: they are placeholders, and go to nobody."""
+    return (
+        tuple(one for one in args or () if not isinstance(one, CancellationToken)),
+        {name: one for name, one in (kwargs or {}).items() if not isinstance(one, CancellationToken)},
+    )
+
+
+def _is_token(annotation: Any, namespace: dict[str, Any]) -> bool:
+    if annotation is inspect.Parameter.empty:
+        return False
+    if isinstance(annotation, str):
+        try:
+            annotation = eval(annotation, namespace)
+        except Exception:
+            # A name under TYPE_CHECKING only. Its words are all there is to go by.
+            return CancellationToken.__name__ in annotation
+    if annotation is CancellationToken:
+        return True
+    return any(_is_token(argument, namespace) for argument in typing.get_args(annotation))

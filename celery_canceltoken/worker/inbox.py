@@ -1,0 +1,43 @@
+"""The inbox: what makes a cancellation arrive in a millisecond."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from celery_canceltoken.worker.service import Service
+
+if TYPE_CHECKING:
+    from celery_canceltoken.worker.agent import Agent
+
+__all__ = ["Inbox"]
+
+
+class Inbox(Service):
+    """Blocks on the agent's stream and hands each wake-up to the agent.
+
+    A wake-up carries no order, only where to look: the record says what is wanted.
+    """
+
+    name = "inbox"
+
+    def __init__(self, agent: Agent) -> None:
+        super().__init__()
+        self._agent = agent
+        self._stream = agent.store.inbox_of(agent.owner)
+
+    def turn(self) -> None:
+        """Wait for wake-ups and pass them on."""
+        for entry in self._stream.read():
+            self._agent.wanted(entry.task_id, entry.execution_id)
+
+    def interrupt(self) -> None:
+        """End the blocking read."""
+        self._stream.interrupt()
+
+    def store_lost(self) -> None:
+        """What the server knew may be gone when it is back."""
+        self._stream.lost()
+
+    def store_found(self) -> None:
+        """Requests that were made meanwhile had nobody to wake."""
+        self._agent.check.poke()
