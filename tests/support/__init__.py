@@ -1,0 +1,1 @@
+"""What the tests stand on: servers, workers, faults, waiting. Its own tests are in `tests/infrastructure`."""
