@@ -218,7 +218,8 @@ class Registration:
 
     As a context manager it unregisters at the end of the block and, as .NET's `Dispose`, waits for the
     callback if that is running in another thread: after the block it neither runs nor will. So do not leave
-    the block holding a lock that the callback needs. Safe in any thread.
+    the block holding a lock that the callback needs. A body that is woken and leaves before the callback had
+    its turn has taken it back, cancelled or not. Safe in any thread.
     """
 
     __slots__ = ("_call", "_settled", "_source", "_thread")
@@ -384,8 +385,6 @@ class CancellationSource:
                 raise
 
     def _note_observed(self) -> None:
-        if self._observed:
-            return
         now = time.monotonic()  # a new float for each call, so identity tells who was first
         if self._observed.setdefault(None, now) is now:
             try:

@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -73,6 +74,18 @@ def run_together(*bodies: Callable[[], object]) -> None:
         raise errors[0]
 
 
+class LateRival(dict[None, Any]):
+    """A cell that somebody else fills at the very last moment."""
+
+    def __init__(self, theirs: object) -> None:
+        super().__init__()
+        self.theirs = theirs
+
+    def setdefault(self, key: None, mine: object) -> Any:  # type: ignore[override]
+        super().setdefault(key, self.theirs)
+        return super().setdefault(key, mine)
+
+
 def refuse_to_run(run: Callable[[], None]) -> None:
     pytest.fail("the runner was asked")
 
@@ -110,6 +123,13 @@ class TestCancel:
         source._cancelled[None] = (Cancellation(Cause.SHUTDOWN),)  # as far as the winner has come
         assert source.cancel() is False
         assert source.token.cancel_requested
+        assert source.token.cause is Cause.SHUTDOWN
+
+    def test_a_rival_at_the_last_moment_wins(self) -> None:
+        """A cancellation overtaken between looking and deciding has lost, and knows."""
+        source = CancellationSource()
+        source._cancelled = LateRival((Cancellation(Cause.SHUTDOWN),))
+        assert source.cancel() is False
         assert source.token.cause is Cause.SHUTDOWN
 
     @pytest.mark.usefixtures("impatient")
@@ -265,6 +285,16 @@ class TestObserved:
         assert [record.name for record in caplog.records] == ["celery_canceltoken.token"]
         assert source.observed
 
+    def test_a_rival_at_the_last_moment_reports(self) -> None:
+        """A body's thread overtaken by another one of its threads leaves the time and the report to that."""
+        calls: list[int] = []
+        source = CancellationSource(on_observed=partial(calls.append, 1))
+        source.cancel()
+        source._observed = LateRival(1.5)
+        assert source.token.cancel_requested
+        assert source.observed_at == 1.5
+        assert calls == []
+
     @pytest.mark.usefixtures("impatient")
     def test_of_many_threads_one_reports(self) -> None:
         """However many threads learn of it at once, it is reported once."""
@@ -402,12 +432,10 @@ class TestCallbacks:
             raise error
 
         source.token.on_cancel(lambda: ran.append(1))
-        registration = source.token.on_cancel(leave)
+        source.token.on_cancel(leave)
         with pytest.raises(error):
             source.cancel()
         assert ran == [1]
-        with registration:
-            pass  # is not taken for one that still runs
 
     def test_they_run_in_the_context_they_were_registered_in(self) -> None:
         """A callback sees the context variables of its registration, and leaves those of others alone."""
@@ -610,6 +638,24 @@ class TestRegistration:
 
         run_together(source.cancel, leave, release_once_it_waits)
         assert order == ["callback", "left"]
+
+    @pytest.mark.parametrize("error", [ValueError, TaskCancelled, SystemExit])
+    def test_a_block_does_not_wait_for_a_callback_that_failed(self, error: type[BaseException]) -> None:
+        """A callback that ended with an exception is over, as any other."""
+        source = CancellationSource()
+
+        def fail() -> None:
+            raise error
+
+        registration = source.token.on_cancel(fail)
+        with contextlib.suppress(SystemExit):
+            source.cancel()
+
+        def leave() -> None:
+            with registration:
+                pass
+
+        run_together(leave)
 
     def test_unregister_does_not_wait(self) -> None:
         """Taking back a callback that runs in another thread answers False at once."""

@@ -389,7 +389,8 @@ class TestTaskCancelled:
 
     def test_it_survives_json(self) -> None:
         """Rebuilt from its args as JSON has them, as a result backend does it, the cause is a Cause again."""
-        back = TaskCancelled(*json.loads(json.dumps(TaskCancelled(Cause.SHUTDOWN, "deploy").args)))
+        sent = TaskCancelled(reason="deploy", cause=Cause.SHUTDOWN)
+        back = TaskCancelled(*json.loads(json.dumps(sent.args)))
         assert back.cause is Cause.SHUTDOWN
         assert back.reason == "deploy"
 
