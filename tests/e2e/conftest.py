@@ -1,0 +1,75 @@
+"""The tasks of `tests.support.apps.cancellable`, and what their bodies wrote down."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from celery.result import AsyncResult
+
+from celery_canceltoken import TaskRecord, get_record
+from tests.support.apps.cancellable import CANCELLABLE_APP
+from tests.support.waiting import wait_until
+from tests.support.workers import CeleryWorker
+
+
+@pytest.fixture
+def worker_app() -> str:
+    """Tests here run the cancellable tasks."""
+    return CANCELLABLE_APP
+
+
+class Job:
+    """A task that a test has sent, seen from outside: result, record, journal."""
+
+    def __init__(self, result: AsyncResult[Any]) -> None:
+        self.result = result
+        self.id: str = result.id
+        self.app = result.app
+
+    def journal(self) -> list[str]:
+        """The events its bodies noted, over all runs."""
+        lines = self.app.backend.client.lrange(f"journal:{self.id}", 0, -1)
+        return [line.decode().rpartition(" ")[0].rpartition(" ")[0] for line in lines]
+
+    def starts(self) -> int:
+        """How often a body has begun."""
+        return self.journal().count("started")
+
+    def record(self) -> TaskRecord | None:
+        """Its record now."""
+        return get_record(self.id, app=self.app)
+
+    def wait_until_started(self, times: int = 1, timeout: float = 15.0) -> Job:
+        """Wait until a body runs."""
+        wait_until(
+            lambda: self.starts() >= times, timeout=timeout, description=f"the body has started {times} times"
+        )
+        return self
+
+    def wait_until_noted(self, event: str) -> None:
+        """Wait until the journal holds *event*."""
+        wait_until(lambda: event in self.journal(), description=lambda: f"{event!r} in {self.journal()}")
+
+    def wait_until_final(self, timeout: float = 15.0) -> TaskRecord:
+        """Wait until its record is final, and return that."""
+
+        def final() -> TaskRecord | None:
+            record = self.record()
+            return (
+                record if record is not None and record.state is not None and record.state.is_final else None
+            )
+
+        return wait_until(final, timeout=timeout, description="the record is final")
+
+
+def send(where: CeleryWorker | Any, task: str, *args: Any, **options: Any) -> Job:
+    """Send one of the cancellable tasks to a worker's queue, or with a client app."""
+    app = where.client if isinstance(where, CeleryWorker) else where
+    kwargs = options.pop("kwargs", None)
+    return Job(app.tasks[task].apply_async(args, kwargs, **options))
+
+
+def open_gate(app: Any, gate: str) -> None:
+    """Let one body pass."""
+    app.backend.client.rpush(f"gate:{gate}", "open")
