@@ -35,6 +35,10 @@ class RabbitMQ:
 
     url: str
 
+    def __str__(self) -> str:
+        shown: str = Connection(self.url).as_uri()
+        return shown
+
     def delete(self, queue: str) -> None:
         """Delete what an app with `private_names(queue)` has declared; what is not there is no error."""
         with Connection(self.url) as connection, connection.channel() as channel:
@@ -74,10 +78,11 @@ def find_rabbitmq() -> RabbitMQ:
     problem = _problem_with(url)
     if problem is None:
         return RabbitMQ(url)
-    shown = Connection(url).as_uri()
     if promised:
-        raise RabbitMQUnusableError(f"CANCELTOKEN_RABBITMQ_URL={shown} does not work: {problem}")
-    raise RabbitMQAbsentError(f"none at {shown}: {problem}; start one, or set CANCELTOKEN_RABBITMQ_URL")
+        raise RabbitMQUnusableError(f"CANCELTOKEN_RABBITMQ_URL={RabbitMQ(url)} does not work: {problem}")
+    raise RabbitMQAbsentError(
+        f"none at {RabbitMQ(url)}: {problem}; start one, or set CANCELTOKEN_RABBITMQ_URL"
+    )
 
 
 def _problem_with(url: str) -> str | None:

@@ -31,8 +31,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     except ServerNotFoundError as error:
         lines.append(f"valkey: nearly everything will FAIL: {error}")
     try:
-        find_rabbitmq()
-        lines.append("rabbitmq: found")
+        lines.append(f"rabbitmq: {find_rabbitmq()}")
     except RabbitMQUnusableError as error:
         lines.append(f"rabbitmq: its tests will FAIL: {error}")
     except RabbitMQAbsentError as error:

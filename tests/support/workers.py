@@ -84,16 +84,18 @@ class WorkerProcess:
         ready_text: str = " ready.",
     ) -> None:
         """Prepare `python -m command...`; it is ready when `ready_text` stands in its log."""
+        self._directory = Path(tempfile.mkdtemp(prefix="canceltoken-worker-"))
         self._command = [sys.executable, "-m", *command]
         search_path = [*map(str, python_path), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         self._environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(search_path),
             "PYTHONUNBUFFERED": "1",
+            # What a killed worker cannot remove goes with its directory.
+            "TMPDIR": str(self._directory),
             **environment,
         }
         self._ready_text = ready_text
-        self._directory = Path(tempfile.mkdtemp(prefix="canceltoken-worker-"))
         self._log = self._directory / "worker.log"
         self._last_log = ""
         self._start_of_this_run = 0
