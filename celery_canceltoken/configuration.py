@@ -18,7 +18,7 @@ from celery_canceltoken.store.redis_store import RedisStore
 __all__ = ["agent_store", "body_store", "client_store", "settings_of"]
 
 _BODY_CONNECTIONS = 8
-_AGENT_CONNECTIONS = 4
+_AGENT_CONNECTIONS = 2
 _CLIENT_CONNECTIONS = 8
 _PAUSE_AFTER_FAILURE = 4
 """In store timeouts: a task in five pays for a try while the store is away, the others start at once."""

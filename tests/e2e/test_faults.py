@@ -37,7 +37,9 @@ SOON_REDELIVERED = {
 def ask_without_waking(job: Job) -> None:
     """Store a revoke as a client does that is killed before it can wake the worker."""
     cancellation = Cancellation(Cause.REVOKED, "unheard")
-    assert client_store(job.app).request(RequestOrder(job.id, unique_name("r"), "revoke", cancellation)).applied
+    assert (
+        client_store(job.app).request(RequestOrder(job.id, unique_name("r"), "revoke", cancellation)).applied
+    )
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
@@ -66,7 +68,7 @@ def test_inbox_that_vanished_is_made_again(worker_factory: WorkerFactory, valkey
 
 
 def test_store_down_from_the_start(worker_factory: WorkerFactory, valkey: EmbeddedServer) -> None:
-    """With the store away tasks run all the same, and when it is back they are recorded and can be revoked."""
+    """With the store away tasks run all the same; when it is back they are recorded and can be revoked."""
     with ToxicProxy((valkey.host, valkey.port)) as proxy:
         configuration = {**QUICK, "canceltoken_redis_url": f"redis://127.0.0.1:{proxy.port}/0"}
         worker = worker_factory(pool="prefork", concurrency=2, configuration=configuration)
@@ -152,7 +154,7 @@ def test_record_damaged_under_a_running_task(worker_factory: WorkerFactory) -> N
 
 
 def test_vanished_record_is_written_again(worker_factory: WorkerFactory) -> None:
-    """A record that was lost while its task runs is no cancellation: it is written again, and can be revoked."""
+    """A record that was lost while its task runs is no cancellation: it is written again."""
     worker = worker_factory(pool="prefork", concurrency=1, configuration=QUICK)
     job = send(worker, "wait", 30).wait_until_started()
     worker.client.backend.client.delete(client_store(worker.client).keys.record(job.id))
@@ -266,7 +268,8 @@ def test_redelivered_copy_of_a_live_run_does_not_start(worker_factory: WorkerFac
     open_gate(worker.client, gate)
     assert job.result.get(timeout=10) == "unlooked"
     wait_until(
-        lambda: f"late_gate[{job.id}] ignored" in worker.logs() + other.logs(), description="the copy is dropped"
+        lambda: f"late_gate[{job.id}] ignored" in worker.logs() + other.logs(),
+        description="the copy is dropped",
     )
     assert job.starts() == 1
 

@@ -52,7 +52,7 @@ def test_with_no_worker_online_never_starts(client_app: Celery, worker_factory: 
 
 
 def test_before_it_is_sent(shared_worker: CeleryWorker) -> None:
-    """A revoke of an id that nobody has sent yet meets the next message with that id, and is used up by it."""
+    """A revoke of an id not sent yet meets the next message with that id, and is used up by it."""
     task_id = unique_name("id")
     handle = revoke(task_id, app=shared_worker.client)
     assert handle.previous is None
