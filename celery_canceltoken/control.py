@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import time
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from celery_canceltoken.cause import Cancellation, Cause
-from celery_canceltoken.errors import CancelTokenError, InvalidArgumentError, StoreUnavailableError
+from celery_canceltoken.errors import CancelTokenError, InvalidArgumentError
 from celery_canceltoken.record import TaskRecord
 from celery_canceltoken.states import State
 from celery_canceltoken.store.answers import RequestAnswer, RequestOrder
 from celery_canceltoken.store.redis_store import RedisStore
 
 __all__ = ["Outcome", "RequestHandle", "read_record", "request_revoke"]
-
-logger = logging.getLogger("celery_canceltoken.control")
 
 _ID_LIMIT = 255
 _TEXT_LIMIT = 1024
@@ -137,14 +134,7 @@ def request_revoke(
         from_states=_checked_states(from_state),
         must_exist=must_exist,
     )
-    answer = store.request(order)
-    if answer.applied and answer.previous is State.PROCESSING:
-        try:
-            store.notify(answer.owner, order.task_id, answer.execution_id)
-        except StoreUnavailableError as error:
-            # It is applied all the same: the worker's own check will find it.
-            logger.warning("task %s: its worker could not be woken (%s)", order.task_id, error)
-    return RequestHandle(store, order, answer)
+    return RequestHandle(store, order, store.request(order))
 
 
 def read_record(store: RedisStore, task_id: str) -> TaskRecord | None:

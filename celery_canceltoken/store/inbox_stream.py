@@ -58,8 +58,12 @@ class InboxStream:
 
     def _read(self) -> Any:
         if not self._created:
-            # Clients append only to a stream that is there: none is left behind for a dead agent.
+            # Requests append only to a stream that is there: none is left behind for a dead agent.
             self._client.xadd(self._key, {"hello": "1"}, maxlen=INBOX_LENGTH, approximate=True)
             self._client.pexpire(self._key, self._ttl)
             self._created = True
-        return self._client.xread({self._key: self._last_id}, block=int(self._block * 1000), count=100)
+        answer = self._client.xread({self._key: self._last_id}, block=int(self._block * 1000), count=100)
+        if not answer:
+            # Evicted or flushed, nobody could append to it, and nothing would ever end the silence.
+            self._created = bool(self._client.exists(self._key))
+        return answer

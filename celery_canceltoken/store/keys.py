@@ -23,7 +23,12 @@ class Keys:
 
     def inbox(self, owner: str) -> str:
         """The stream that wakes an agent; the same for all its incarnations."""
-        return f"{self.prefix}:inbox:{_agent(owner)}"
+        return f"{self.inbox_prefix}{_agent(owner)}"
+
+    @property
+    def inbox_prefix(self) -> str:
+        """What an agent's id is put behind to name its inbox."""
+        return f"{self.prefix}:inbox:"
 
     def owned(self, owner: str) -> str:
         """The set of task ids whose records an agent may own: what to look at when it is dead."""

@@ -162,7 +162,10 @@ class RedisStore:
     # -- clients
 
     def request(self, order: RequestOrder) -> RequestAnswer:
-        """Store what is asked of a task. Raises RecordUnreadableError; then nothing was written."""
+        """Store what is asked of a task, and wake the agent that runs it.
+
+        Raises RecordUnreadableError; then nothing was written.
+        """
         key = self.keys.record(order.task_id)
         cancellation = order.cancellation
         word, why, *rest = self._run(
@@ -177,6 +180,9 @@ class RedisStore:
                 ",".join(state.value for state in order.from_states),
                 int(order.must_exist),
                 self._request_ttl,
+                order.task_id,
+                self.keys.inbox_prefix,
+                INBOX_LENGTH,
             ],
         )
         if word == "unreadable":
@@ -188,18 +194,6 @@ class RedisStore:
             previous=State(previous) if previous else None,
             owner=owner,
             execution_id=execution_id,
-        )
-
-    def notify(self, owner: str, task_id: str, execution_id: str) -> None:
-        """Wake the agent of *owner*. Where it has no inbox any more, nothing happens."""
-        self.call(
-            lambda: self._client.xadd(
-                self.keys.inbox(owner),
-                {"task": task_id, "execution": execution_id},
-                maxlen=INBOX_LENGTH,
-                approximate=True,
-                nomkstream=True,
-            )
         )
 
     def get(self, task_id: str) -> TaskRecord | None:

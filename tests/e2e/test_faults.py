@@ -10,9 +10,7 @@ from typing import Any
 import pytest
 
 from celery_canceltoken import State, StoreUnavailableError, revoke
-from celery_canceltoken.cause import Cancellation, Cause
 from celery_canceltoken.configuration import client_store
-from celery_canceltoken.store import RequestOrder
 from tests.e2e.conftest import Job, open_gate, send
 from tests.support.proxy import ToxicProxy
 from tests.support.servers import EmbeddedServer
@@ -35,11 +33,12 @@ SOON_REDELIVERED = {
 
 
 def ask_without_waking(job: Job) -> None:
-    """Store a revoke as a client does that is killed before it can wake the worker."""
-    cancellation = Cancellation(Cause.REVOKED, "unheard")
-    assert (
-        client_store(job.app).request(RequestOrder(job.id, unique_name("r"), "revoke", cancellation)).applied
-    )
+    """Revoke a task while its worker's inbox is gone, so that no wake-up comes."""
+    record = job.record()
+    assert record is not None
+    assert record.owner is not None
+    assert job.app.backend.client.delete(client_store(job.app).keys.inbox(record.owner)) == 1
+    assert revoke(job.result, reason="unheard")
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])

@@ -2,10 +2,13 @@
 --
 -- KEYS[1] record
 -- ARGV    1 request id  2 kind  3 cause  4 reason  5 actor  6 accepted states, comma separated ('' = any)
---         7 must exist  8 request ttl in ms
+--         7 must exist  8 request ttl in ms  9 task id  10 prefix of inbox keys  11 inbox length
 -- Answer  {'applied', '', previous state, owner, execution} | {'refused', why, previous state, owner, execution}
 --         | {'unreadable', why}
 -- Idempotent: the same request id gets the same answer again.
+--
+-- The wake-up of the owner is appended here as well, to a stream that has to exist: a client that did it
+-- in a second step would cost every revoke a round trip, and might not live to do it.
 
 local RANK = {requeue=0, revoke=1, delete=2}
 local kind = ARGV[2]
@@ -30,4 +33,9 @@ if pending(record) and RANK[record.kind] >= RANK[kind] then return answer('refus
 write(KEYS[1], {v=FORMAT, request=ARGV[1], kind=kind, cause=ARGV[3], reason=ARGV[4], actor=ARGV[5],
                 answer='pending', previous=state, requested_at=now(), delivered_at='', observed_at=''})
 keep_for(KEYS[1], ARGV[8])
+local agent = state == 'PROCESSING' and string.match(record.owner or '', '^(.*)%.%d+$')
+if agent then
+  redis.pcall('XADD', ARGV[10] .. agent, 'NOMKSTREAM', 'MAXLEN', '~', ARGV[11], '*',
+              'task', ARGV[9], 'execution', record.execution)
+end
 return answer('applied', '')
