@@ -18,7 +18,7 @@ from celery_canceltoken.store.redis_store import RedisStore
 __all__ = ["agent_store", "body_store", "client_store", "settings_of"]
 
 _BODY_CONNECTIONS = 8
-_AGENT_CONNECTIONS = 2
+_SERVICE_CONNECTIONS = 1
 _CLIENT_CONNECTIONS = 8
 _PAUSE_AFTER_FAILURE = 4
 """In store timeouts: a task in five pays for a try while the store is away, the others start at once."""
@@ -39,9 +39,9 @@ def settings_of(app: Celery) -> Settings:
 
 
 def agent_store(app: Celery) -> RedisStore:
-    """Make the store of one agent: its threads wait for one another rather than for a breaker."""
+    """Make the store of one of an agent's services: a thread of its own, so one connection does."""
     _prepare(app)
-    return RedisStore(_plans[app], _settings[app], connections=_AGENT_CONNECTIONS)
+    return RedisStore(_plans[app], _settings[app], connections=_SERVICE_CONNECTIONS)
 
 
 def body_store(app: Celery) -> RedisStore:

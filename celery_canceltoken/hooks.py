@@ -9,6 +9,7 @@ from typing import Any
 from billiard.exceptions import WorkerLostError
 from celery import bootsteps, signals
 from celery import states as celery_states
+from celery.concurrency.prefork import TaskPool as PreforkPool
 from celery.exceptions import TaskRevokedError
 
 from celery_canceltoken.configuration import agent_store, body_store, settings_of
@@ -37,10 +38,11 @@ class AgentStep(bootsteps.StartStopStep):
         if not any(hasattr(task, "token_parameter") for task in app.tasks.values()):
             return
         agent = Agent(
-            agent_store(app),
+            lambda: agent_store(app),
             settings_of(app),
             worker.hostname,
             complete=lambda recovery: _complete(app, recovery),
+            children=issubclass(worker.pool_cls, PreforkPool),
         )
         serve(agent, lambda: body_store(app))
         self._agent = agent

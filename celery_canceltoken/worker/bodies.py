@@ -7,6 +7,7 @@ from typing import Protocol
 from celery_canceltoken.cause import Cancellation
 from celery_canceltoken.store.answers import Claim, Ended, Finish
 from celery_canceltoken.token import CancellationSource
+from celery_canceltoken.worker.world import ThreadWorld, World
 
 __all__ = ["AgentPort", "Bodies"]
 
@@ -38,7 +39,8 @@ class Bodies:
     all the locking there is. Empty in a freshly forked child, which makes its own.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, world: World | None = None) -> None:
+        self._world = world or ThreadWorld()
         self._sources: dict[str, CancellationSource] = {}
 
     def add(self, execution_id: str, source: CancellationSource) -> None:
@@ -50,7 +52,11 @@ class Bodies:
         self._sources.pop(execution_id, None)
 
     def cancel(self, execution_id: str, cancellation: Cancellation) -> None:
-        """Trip a token; its callbacks run on a thread of their own."""
+        """Trip a token, from any thread; its callbacks run on a thread of their own.
+
+        The flag is set here and now, so that even a body that never yields sees it; who waits is
+        woken in the world it waits in.
+        """
         source = self._sources.get(execution_id)
         if source is not None and source.trip(cancellation):
-            source.wake()
+            self._world.post(source.wake)

@@ -23,12 +23,17 @@ class Inbox(Service):
     def __init__(self, agent: Agent) -> None:
         super().__init__()
         self._agent = agent
-        self._stream = agent.store.inbox_of(agent.owner)
+        self._store = agent.make_store()
+        self._stream = self._store.inbox_of(agent.owner)
 
     def turn(self) -> None:
         """Wait for wake-ups and pass them on."""
         for entry in self._stream.read():
-            self._agent.wanted(entry.task_id, entry.execution_id)
+            self._agent.wanted(entry.execution_id, self._store)
+
+    def last_turn(self) -> None:
+        """Close the connections."""
+        self._store.close()
 
     def interrupt(self) -> None:
         """End the blocking read."""
@@ -40,4 +45,4 @@ class Inbox(Service):
 
     def store_found(self) -> None:
         """Requests that were made meanwhile had nobody to wake."""
-        self._agent.check.poke()
+        self._agent.check_now()

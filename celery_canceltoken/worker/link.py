@@ -103,7 +103,7 @@ class LinkServer(Service):
         self._wake_writer.send(b".")
 
     def close(self) -> None:
-        """Close everything, once the thread has ended."""
+        """Close everything, once the thread has ended. The address is of no use from then on."""
         for child in self._children:
             child.connection.close()
         self._close_own()

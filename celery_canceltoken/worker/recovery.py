@@ -11,29 +11,28 @@ from typing import TYPE_CHECKING
 from celery_canceltoken.errors import RecordUnreadableError
 from celery_canceltoken.states import State
 from celery_canceltoken.store.answers import Ended, Recovery
-from celery_canceltoken.worker.service import PeriodicService
+from celery_canceltoken.worker.chore import Chore
 
 if TYPE_CHECKING:
+    from celery_canceltoken.store.redis_store import RedisStore
     from celery_canceltoken.worker.agent import Agent
 
 __all__ = ["Janitor"]
 
 logger = logging.getLogger("celery_canceltoken.worker")
 
-_AT_ONCE = 100
+_AT_ONCE = 20
 
 
-class Janitor(PeriodicService):
+class Janitor(Chore):
     """Looks at what the owners without a lease have left, and takes it over by compare-and-set."""
 
-    name = "janitor"
-
-    def __init__(self, agent: Agent, complete: Callable[[Recovery], None]) -> None:
+    def __init__(self, agent: Agent, store: RedisStore, complete: Callable[[Recovery], None]) -> None:
         super().__init__(agent.settings.check_interval, jitter=0.5)
         self._agent = agent
+        self._store = store
         self._complete = complete
         self._not_before = 0.0
-        self.poke()
 
     def store_found(self) -> None:
         """The others were cut off as well: give each of them a full lease to be heard of again."""
@@ -41,20 +40,21 @@ class Janitor(PeriodicService):
 
     def work(self) -> None:
         """Go through the dead owners."""
-        store = self._agent.store
-        others = [owner for owner in store.owners() if owner != self._agent.owner]
-        dead = store.dead(others)
         if time.monotonic() < self._not_before:
             return
-        for owner in dead:
+        store = self._store
+        for owner in store.dead(owner for owner in store.owners() if owner != self._agent.owner):
             task_ids = store.owned_by(owner, _AT_ONCE)
             if not task_ids:
                 store.forget_owner(owner)
             for task_id in task_ids:
                 self._look_at(owner, task_id)
+            if len(task_ids) == _AT_ONCE:
+                # More of them in the next turn: the heartbeat comes first.
+                self.hasten()
 
     def _look_at(self, dead_owner: str, task_id: str) -> None:
-        store = self._agent.store
+        store = self._store
         try:
             record = store.get(task_id)
         except RecordUnreadableError as error:
@@ -70,11 +70,20 @@ class Janitor(PeriodicService):
             return
         agent = self._agent
         recovery = store.recover(record, owner=agent.owner, worker=agent.worker, recovery_id=uuid.uuid4().hex)
-        if recovery is None:
+        if recovery is not None:
+            logger.warning("task %s: its worker is gone; it ends %s", task_id, recovery.state)
+            agent.world.spawn(lambda: self._write_result(recovery))
+
+    def _write_result(self, recovery: Recovery) -> None:
+        # Celery's backend may try for long, and belongs to the bodies' world: not the keeper's to wait for.
+        try:
+            self._complete(recovery)
+        except Exception:
+            # FINISHING it stays, as this agent's: whoever comes after it will try again.
+            logger.exception("the result of task %s could not be written", recovery.task_id)
             return
-        logger.warning("task %s: its worker is gone; it ends %s", task_id, recovery.state)
-        self._complete(recovery)
-        store.settle(agent.owner, [Ended(recovery.execution_id, task_id)])
+        ended = Ended(recovery.execution_id, recovery.task_id)
+        self._agent.settle(ended, None, urgent=True)
 
 
 def _same_agent(owner: str | None, other: str) -> bool:

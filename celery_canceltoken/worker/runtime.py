@@ -99,6 +99,8 @@ def _find(worker: str | None) -> _Served | None:
 
 def _connect(served: _Served) -> Runtime | None:
     bodies, worker = Bodies(), served.agent.worker
+    if served.agent.link is None:
+        return None
     address = served.agent.link.address
     try:
         served.link = ChildLink(address.path, address.key, bodies)
@@ -114,11 +116,11 @@ def _forget_after_fork() -> None:
     # Whoever held it in the parent does not exist here.
     _lock = threading.Lock()
     for served in _served.values():
-        if served.link is None:
-            served.agent.link.close_inherited()
-        else:
+        if served.link is not None:
             served.link.close()
             served.link = None
+        elif served.agent.link is not None:
+            served.agent.link.close_inherited()
         served.runtime = None
 
 

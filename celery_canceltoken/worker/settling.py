@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from celery_canceltoken.errors import StoreUnavailableError
 from celery_canceltoken.store.answers import Ended, Finish
-from celery_canceltoken.worker.service import Service
+from celery_canceltoken.worker.chore import NEVER, Chore
 
 if TYPE_CHECKING:
+    from celery_canceltoken.store.redis_store import RedisStore
     from celery_canceltoken.worker.agent import Agent
 
 __all__ = ["Settler"]
@@ -20,98 +17,42 @@ __all__ = ["Settler"]
 _GATHER = 0.05
 """Seconds in which the ends of ordinary executions are gathered into one command."""
 _BATCH = 200
+_TRY_AGAIN = 1.0
 
 
-@dataclass(frozen=True)
-class _Job:
-    ended: Ended
-    owed: Finish | None
-    urgent: bool
-
-
-@dataclass(frozen=True)
-class _Observation:
-    task_id: str
-    execution_id: str
-
-
-class Settler(Service):
-    """Writes what bodies leave behind: finishes that could not be written, observations, settlements.
+class Settler(Chore):
+    """Writes what bodies leave behind: settlements, and finishes that could not be written.
 
     What the store does not take is kept and tried again, in order, until it does.
     """
 
-    name = "settler"
-
-    def __init__(self, agent: Agent) -> None:
-        super().__init__()
+    def __init__(self, agent: Agent, store: RedisStore) -> None:
+        super().__init__(_TRY_AGAIN)
         self._agent = agent
-        self._queue: queue.SimpleQueue[_Job | _Observation | None] = queue.SimpleQueue()
-        self._batch: list[_Job] = []
-        self._idle = threading.Condition()
-        self._unsettled = 0
+        self._store = store
+        self._ended: list[tuple[Ended, Finish | None]] = []
+        self.due = NEVER
 
-    def settle(self, ended: Ended, owed: Finish | None, *, urgent: bool) -> None:
+    def add(self, ended: Ended, owed: Finish | None, *, urgent: bool) -> None:
         """Take over an execution that has ended; *urgent* if somebody may be waiting for its end."""
-        with self._idle:
-            self._unsettled += 1
-        self._queue.put(_Job(ended, owed, urgent))
+        self._ended.append((ended, owed))
+        if urgent or len(self._ended) >= _BATCH:
+            self.hasten()
+        else:
+            self.due = min(self.due, time.monotonic() + _GATHER)
 
-    def observe(self, task_id: str, execution_id: str) -> None:
-        """Record that a body has seen its token tripped."""
-        self._queue.put(_Observation(task_id, execution_id))
+    def work(self) -> None:
+        """Write all there is, in as few commands as it takes."""
+        while self._ended:
+            batch = self._ended[:_BATCH]
+            for _, owed in batch:
+                if owed is not None:
+                    self._store.finish(owed)
+            self._store.settle(self._agent.owner, [ended for ended, _ in batch])
+            del self._ended[: len(batch)]
+        self.due = NEVER
 
-    def drain(self, timeout: float) -> None:
-        """Wait *timeout* seconds at most until all that was taken over is written."""
-        self._queue.put(None)
-        with self._idle:
-            self._idle.wait_for(lambda: self._unsettled == 0, timeout)
-
-    def interrupt(self) -> None:
-        """End the wait for something to do."""
-        self._queue.put(None)
-
-    def turn(self) -> None:
-        """Gather a batch and write it."""
-        if not self._batch:
-            self._gather()
-        self._write()
-
-    def _gather(self) -> None:
-        deadline: float | None = None
-        while len(self._batch) < _BATCH:
-            try:
-                timeout = None if deadline is None else deadline - time.monotonic()
-                item = self._queue.get(timeout=None if timeout is None else max(0.0, timeout))
-            except queue.Empty:
-                return
-            if item is None:
-                return
-            if isinstance(item, _Observation):
-                self._observe(item)
-                continue
-            self._batch.append(item)
-            if item.urgent:
-                return
-            if deadline is None:
-                deadline = time.monotonic() + _GATHER
-
-    def _observe(self, item: _Observation) -> None:
-        try:
-            self._agent.store.observe(item.task_id, item.execution_id)
-        except StoreUnavailableError:
-            # Informational; the finish carries the time as well.
-            return
-
-    def _write(self) -> None:
-        if not self._batch:
-            return
-        store = self._agent.store
-        for job in self._batch:
-            if job.owed is not None:
-                store.finish(job.owed)
-        store.settle(self._agent.owner, [job.ended for job in self._batch])
-        with self._idle:
-            self._unsettled -= len(self._batch)
-            self._idle.notify_all()
-        self._batch = []
+    def store_found(self) -> None:
+        """Only what waits is worth a command."""
+        if self._ended:
+            self.hasten()

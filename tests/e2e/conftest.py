@@ -9,14 +9,24 @@ from celery.result import AsyncResult
 
 from celery_canceltoken import TaskRecord, get_record
 from tests.support.apps.cancellable import CANCELLABLE_APP
+from tests.support.reporting import show_log_on_failure
 from tests.support.waiting import wait_until
-from tests.support.workers import CeleryWorker
+from tests.support.workers import CeleryWorker, SharedWorkers
 
 
 @pytest.fixture
 def worker_app() -> str:
     """Tests here run the cancellable tasks."""
     return CANCELLABLE_APP
+
+
+@pytest.fixture(params=["prefork", "threads", "solo", "gevent", "eventlet"])
+def shared_worker(request: pytest.FixtureRequest, shared_workers: SharedWorkers) -> CeleryWorker:
+    """Each pool's shared worker in turn."""
+    worker = shared_workers(request.param, CANCELLABLE_APP)
+    seen = len(worker.logs())
+    show_log_on_failure(request.node, f"the shared {request.param} worker", lambda: worker.logs()[seen:])
+    return worker
 
 
 class Job:
