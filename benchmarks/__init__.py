@@ -1,0 +1,1 @@
+"""What a cancellation token costs, measured against the same thing without one. `python -m benchmarks`."""

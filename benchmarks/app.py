@@ -1,0 +1,47 @@
+"""The app whose workers are measured, and the same app without a single cancellable task."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from celery import Celery, Task
+
+from celery_canceltoken import CancellableTask, CancellationToken
+
+__all__ = ["READY", "make_app"]
+
+READY = "bench:ready"
+"""The list on which a body says that it is about to wait for its token."""
+
+
+def make_app(url: str, *, plain: bool = False) -> Celery:
+    """Return the app; a `plain` one has no cancellable task, so that its workers have no agent."""
+    app = Celery("bench", broker=url, backend=url, set_as_current=False)
+    app.conf.broker_connection_retry_on_startup = True
+    app.task(base=Task, name="plain")(plain_task)
+    if not plain:
+        app.task(base=CancellableTask, name="cancellable")(cancellable_task)
+        app.task(base=CancellableTask, name="wait_for_cancellation", bind=True)(wait_for_cancellation)
+    return app
+
+
+def plain_task(seconds: float = 0.0) -> None:
+    time.sleep(seconds)
+
+
+def cancellable_task(token: CancellationToken, seconds: float = 0.0) -> None:
+    token.sleep(seconds)
+
+
+def wait_for_cancellation(self: CancellableTask, token: CancellationToken) -> int:
+    """Return the moment at which the wait has ended; the clock is the same in all processes."""
+    self.backend.client.rpush(READY, self.request.id)
+    token.wait(30)
+    return time.monotonic_ns()
+
+
+app = make_app(
+    os.environ.get("CANCELTOKEN_BENCH_URL", "redis://localhost:6379/0"),
+    plain="CANCELTOKEN_BENCH_PLAIN" in os.environ,
+)
