@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from celery.result import AsyncResult
 from celery_canceltoken import TaskRecord, get_record
 from tests.support.apps.cancellable import CANCELLABLE_APP
 from tests.support.reporting import show_log_on_failure
+from tests.support.servers import EmbeddedServer
 from tests.support.waiting import wait_until
 from tests.support.workers import CeleryWorker, SharedWorkers
 
@@ -27,6 +30,13 @@ def shared_worker(request: pytest.FixtureRequest, shared_workers: SharedWorkers)
     seen = len(worker.logs())
     show_log_on_failure(request.node, f"the shared {request.param} worker", lambda: worker.logs()[seen:])
     return worker
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_result_outlives_the_server(valkey: EmbeddedServer) -> Iterator[None]:
+    """Collect what results are left while their server still answers: they say goodbye to it."""
+    yield
+    gc.collect()
 
 
 class Job:
