@@ -6,17 +6,24 @@ import json
 import logging
 from typing import Any
 
+from billiard import get_start_method
 from billiard.exceptions import WorkerLostError
-from celery import bootsteps, signals
+from celery import bootsteps, current_app, signals
 from celery import states as celery_states
 from celery.concurrency.prefork import TaskPool as PreforkPool
 from celery.exceptions import TaskRevokedError
 
 from celery_canceltoken.configuration import agent_store, body_store, settings_of
+from celery_canceltoken.errors import SettingsError
 from celery_canceltoken.states import State
 from celery_canceltoken.store.answers import Recovery
 from celery_canceltoken.worker.agent import Agent
-from celery_canceltoken.worker.runtime import serve, stop_serving
+from celery_canceltoken.worker.runtime import (
+    announce_to_fresh_children,
+    serve,
+    serve_as_fresh_child,
+    stop_serving,
+)
 
 __all__ = ["AgentStep", "install"]
 
@@ -35,7 +42,13 @@ class AgentStep(bootsteps.StartStopStep):
         super().__init__(worker, **options)
         app = worker.app
         self._agent: Agent | None = None
-        if not any(hasattr(task, "token_parameter") for task in app.tasks.values()):
+        try:
+            settings_of(app)
+        except SettingsError:
+            if _has_cancellable_tasks(app):
+                raise
+            # This worker may well have nothing to do with us.
+            logger.debug("no agent for an app without cancellable tasks", exc_info=True)
             return
         agent = Agent(
             lambda: agent_store(app),
@@ -44,7 +57,9 @@ class AgentStep(bootsteps.StartStopStep):
             complete=lambda recovery: _complete(app, recovery),
             children=issubclass(worker.pool_cls, PreforkPool),
         )
-        serve(agent, lambda: body_store(app))
+        serve(id(app), agent, lambda: body_store(app))
+        if getattr(worker, "pool_start_method", "fork") != "fork" or get_start_method() != "fork":
+            announce_to_fresh_children(agent)
         self._agent = agent
         self._stop_after(worker, agent)
 
@@ -73,11 +88,21 @@ class AgentStep(bootsteps.StartStopStep):
 def install() -> None:
     """Have every worker of this process take an agent along. Calling it again changes nothing."""
     signals.worker_init.connect(_on_worker_init, dispatch_uid="celery_canceltoken")
+    signals.worker_process_init.connect(_on_worker_process_init, dispatch_uid="celery_canceltoken")
 
 
 def _on_worker_init(sender: Any, **_: Any) -> None:
     # An exception here would only be logged by Celery: the step raises, and the worker does not start.
     sender.app.steps["worker"].add(AgentStep)
+
+
+def _on_worker_process_init(**_: Any) -> None:
+    app = current_app._get_current_object()  # type: ignore[attr-defined]
+    serve_as_fresh_child(id(app), lambda: settings_of(app), lambda: body_store(app))
+
+
+def _has_cancellable_tasks(app: Any) -> bool:
+    return any(hasattr(task, "token_parameter") for task in app.tasks.values())
 
 
 def _complete(app: Any, recovery: Recovery) -> None:

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Callable
 from contextvars import ContextVar
+from functools import cache
 from typing import Any
 
 from celery import Task, signals
@@ -82,8 +83,11 @@ class Execution:
 
         Raises NotStarted where this copy of the message is not wanted.
         """
-        runtime = None if self.request.is_eager else runtime_of(self.request.hostname)
+        if self.request.is_eager:
+            return None
+        runtime = runtime_of(id(self.task.app), self.request.hostname)
         if runtime is None:
+            _warn_of_missing_agent()
             return None
         self.claim = self._make_claim(runtime)
         try:
@@ -190,6 +194,14 @@ class Execution:
         )
         instead = State.FAILED if failed_after_all else None
         self.runtime.port.ended(Ended(self.execution_id, self.request.id, instead), self.owed)
+
+
+@cache
+def _warn_of_missing_agent() -> None:
+    logger.warning(
+        "this worker has no agent, so its tasks run untracked and cannot be cancelled; import "
+        "celery_canceltoken in the module that makes the app, so that it is known when the worker starts"
+    )
 
 
 def open_execution() -> Execution | None:

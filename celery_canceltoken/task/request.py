@@ -48,6 +48,6 @@ class CancellableRequest(Request):
         signals.task_revoked.send(sender=self.task, request=self._context, **facts)  # type: ignore[attr-defined]
 
     def _abandoned(self, ending: Ending) -> None:
-        agent = agent_of(self.hostname)
+        agent = agent_of(id(self.app), self.hostname)
         if agent is not None:
             agent.abandoned(self.id, ending)

@@ -7,7 +7,7 @@ import hmac
 import logging
 import socket
 import threading
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from celery_canceltoken.cause import Cancellation, Cause
@@ -17,11 +17,19 @@ from celery_canceltoken.store.answers import Claim, Ended, Finish
 from celery_canceltoken.worker.bodies import Bodies
 from celery_canceltoken.worker.frames import FrameError, FrameReader, encode_frame
 
-__all__ = ["ChildLink", "challenge_answer", "ended_from_frame"]
+__all__ = ["ChildLink", "LinkAddress", "challenge_answer", "ended_from_frame"]
 
 logger = logging.getLogger("celery_canceltoken.worker")
 
 _CONNECT_TIMEOUT = 5.0
+
+
+@dataclass(frozen=True)
+class LinkAddress:
+    """Where an agent's children connect, and the secret that proves that they are its own."""
+
+    path: str
+    key: bytes
 
 
 def challenge_answer(key: bytes, nonce: bytes) -> bytes:
@@ -36,7 +44,7 @@ class ChildLink:
     and `ended` may be called from any thread. A fork of the child must not use it.
     """
 
-    def __init__(self, path: str, key: bytes, bodies: Bodies) -> None:
+    def __init__(self, address: LinkAddress, bodies: Bodies) -> None:
         """Connect and authenticate. Raises OSError where the agent cannot be reached."""
         self._bodies = bodies
         self._reader = FrameReader()
@@ -45,9 +53,9 @@ class ChildLink:
         self.closed = False
         try:
             self._connection.settimeout(_CONNECT_TIMEOUT)
-            self._connection.connect(path)
+            self._connection.connect(address.path)
             nonce = bytes.fromhex(self._expect("challenge")["nonce"])
-            self._send({"type": "answer", "answer": challenge_answer(key, nonce).hex()})
+            self._send({"type": "answer", "answer": challenge_answer(address.key, nonce).hex()})
             self.owner: str = self._expect("welcome")["owner"]
         except (FrameError, KeyError, ValueError) as error:
             self._connection.close()

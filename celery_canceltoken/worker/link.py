@@ -11,33 +11,24 @@ import shutil
 import socket
 import tempfile
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from celery_canceltoken.cause import Cancellation
 from celery_canceltoken.store.answers import Claim
-from celery_canceltoken.worker.child_link import challenge_answer, ended_from_frame
+from celery_canceltoken.worker.child_link import LinkAddress, challenge_answer, ended_from_frame
 from celery_canceltoken.worker.frames import FrameError, FrameReader, encode_frame
 from celery_canceltoken.worker.service import Service
 
 if TYPE_CHECKING:
     from celery_canceltoken.worker.agent import Agent
 
-__all__ = ["LinkAddress", "LinkServer"]
+__all__ = ["LinkServer"]
 
 logger = logging.getLogger("celery_canceltoken.worker")
 
 _SOCKET_PATH_LIMIT = 100
 """Bytes; the kernel allows a unix socket's path about 104."""
-
-
-@dataclass(frozen=True)
-class LinkAddress:
-    """Where children connect, and the secret that proves that they are ours."""
-
-    path: str
-    key: bytes
 
 
 class _Child:
