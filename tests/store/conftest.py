@@ -1,0 +1,282 @@
+"""One task id on a real server, and everything that may happen to it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from celery_canceltoken.cause import Cancellation, Cause
+from celery_canceltoken.outcome import Ending, rows
+from celery_canceltoken.settings import Settings
+from celery_canceltoken.states import State
+from celery_canceltoken.store import ConnectionPlan, RedisStore
+from celery_canceltoken.store.answers import (
+    Claim,
+    ClaimAnswer,
+    ClaimVerdict,
+    Delivery,
+    Ended,
+    Finish,
+    FinishAnswer,
+    Recovery,
+    RequestAnswer,
+    RequestOrder,
+)
+from tests.support.servers import EmbeddedServer
+from tests.support.workers import unique_name
+
+__all__ = ["ALICE", "BOB", "CAUSES", "Lab"]
+
+ALICE, BOB = "alice.1", "bob.1"
+CAUSES = {"revoke": Cause.REVOKED, "delete": Cause.DELETED, "requeue": Cause.REQUEUED}
+
+
+class Lab:
+    """Calls the store's scripts for one id, with short names for who does what, and looks at the record.
+
+    Executions are called by names of the test's choosing. Whatever an execution was told when it claimed, it
+    says again when it finishes.
+    """
+
+    def __init__(self, store: RedisStore, redis: Redis, task_id: str = "task-7") -> None:
+        self.store = store
+        self.redis = redis
+        self.task_id = task_id
+        self.key = store.keys.record(task_id)
+        self._claims: dict[str, tuple[Claim, ClaimAnswer]] = {}
+
+    def other(self, task_id: str) -> Lab:
+        """The same for another id."""
+        return Lab(self.store, self.redis, task_id)
+
+    # -- what is stored
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """The record as it is stored; empty without one."""
+        fields: dict[str, str] = self.redis.hgetall(self.key)
+        return fields
+
+    @property
+    def state(self) -> str | None:
+        return self.fields.get("state")
+
+    @property
+    def ttl(self) -> float:
+        """Seconds until the record expires; negative if never."""
+        return float(self.redis.pttl(self.key)) / 1000
+
+    def owned(self, owner: str) -> set[str]:
+        """What the index says that the owner's agent may own."""
+        members: set[str] = self.redis.smembers(self.store.keys.owned(owner))
+        return members
+
+    def set(self, **fields: str) -> None:
+        """Write fields behind the store's back."""
+        self.redis.hset(self.key, mapping=fields)
+        self.redis.pexpire(self.key, 60_000)
+
+    def remove(self, *fields: str) -> None:
+        """Remove fields behind the store's back; all of the record without any."""
+        if fields:
+            self.redis.hdel(self.key, *fields)
+        else:
+            self.redis.delete(self.key)
+
+    def dump(self) -> dict[str, str] | bytes:
+        """The record, in a form that is equal only if nothing has changed."""
+        if self.redis.type(self.key) in ("hash", "none"):
+            return self.fields
+        return bytes(self.redis.dump(self.key) or b"")
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Fails if the record is another one afterwards."""
+        before = self.dump()
+        yield
+        assert self.dump() == before, "the record has changed"
+
+    # -- who does what
+
+    def claim(
+        self,
+        execution: str = "one",
+        *,
+        take_over_from: tuple[str, str] = ("", ""),
+        runs_already: bool = False,
+        **claim: Any,
+    ) -> ClaimAnswer:
+        mine = self._claim_of(execution, **claim)
+        answer = self.store.claim(mine, take_over_from=take_over_from, runs_already=runs_already)
+        self._claims[execution] = mine, answer
+        return answer
+
+    def start_without_the_store(self, execution: str, **claim: Any) -> None:
+        """What an execution does whose claim the store did not answer: its body runs all the same."""
+        mine = self._claim_of(execution, **claim)
+        self._claims[execution] = mine, ClaimAnswer(ClaimVerdict.RUN, 1, mine.generation)
+
+    def _claim_of(
+        self,
+        execution: str,
+        *,
+        owner: str = ALICE,
+        send: str = "send",
+        generation: int = 0,
+        redelivered: bool = False,
+        late_ack: bool = False,
+    ) -> Claim:
+        return Claim(
+            task_id=self.task_id,
+            execution_id=execution,
+            owner=owner,
+            worker=f"celery@{owner.partition('.')[0]}",
+            send=send,
+            generation=generation,
+            redelivered=redelivered,
+            name="shop.export",
+            takes_token=True,
+            late_ack=late_ack,
+        )
+
+    def run(self, execution: str = "one", **claim: Any) -> ClaimAnswer:
+        """Claim, and be told to run."""
+        answer = self.claim(execution, **claim)
+        assert answer.verdict is ClaimVerdict.RUN
+        return answer
+
+    def finish(
+        self,
+        execution: str = "one",
+        ending: Ending = Ending.RETURNED,
+        *,
+        cause: Cause | None = None,
+        observed: bool = False,
+        disregarded: bool = False,
+        **more: Any,
+    ) -> FinishAnswer:
+        return self.store.finish(self.finish_of(execution, ending, cause, observed, disregarded, **more))
+
+    def finish_of(
+        self,
+        execution: str = "one",
+        ending: Ending = Ending.RETURNED,
+        cause: Cause | None = None,
+        observed: bool = False,
+        disregarded: bool = False,
+        **more: Any,
+    ) -> Finish:
+        if execution not in self._claims:
+            self.start_without_the_store(execution, owner=BOB)
+        claim, told = self._claims[execution]
+        return Finish(
+            claim=claim,
+            generation=told.generation,
+            attempt=told.attempt,
+            rows=rows(ending, cause, observed, disregarded),
+            **more,
+        )
+
+    def request(
+        self,
+        kind: str = "revoke",
+        request_id: str = "request",
+        *,
+        reason: str | None = "customer left",
+        actor: str | None = "alice",
+        from_states: Sequence[State] = (),
+        must_exist: bool = False,
+    ) -> RequestAnswer:
+        cancellation = Cancellation(CAUSES[kind], reason, actor)
+        return self.store.request(
+            RequestOrder(self.task_id, request_id, kind, cancellation, from_states, must_exist)
+        )
+
+    def deliver(self, execution: str = "one") -> Delivery:
+        return self.store.deliver(self.task_id, execution)
+
+    def observe(self, execution: str = "one") -> None:
+        self.store.observe(self.task_id, execution)
+
+    def settle(self, execution: str = "one", *, owner: str = ALICE, instead: State | None = None) -> None:
+        self.store.settle(owner, [Ended(execution, self.task_id, instead)])
+
+    def recover(self, *, by: str = BOB, recovery: str = "recovery") -> Recovery | None:
+        """Take over from the owner that stands in the record now."""
+        record = self.store.get(self.task_id)
+        assert record is not None
+        return self.store.recover(record, owner=by, worker=f"celery@{by}", recovery_id=recovery)
+
+    def adopt(self, execution: str = "one", old: str = ALICE, new: str = "alice.2") -> bool:
+        return self.store.adopt(self.task_id, execution, old, new)
+
+    # -- where an id may be
+
+    def enqueued(self, generation: int = 1) -> None:
+        """ENQUEUED at that generation, by a retry of execution "one"."""
+        self.run("one", generation=generation - 1)
+        assert self.finish("one", Ending.RETRIED).recorded
+        assert (self.state, self.fields["generation"]) == ("ENQUEUED", str(generation))
+
+    def finishing(self, ending: Ending = Ending.RETURNED, **claim: Any) -> None:
+        """FINISHING, by execution "one"."""
+        self.run("one", **claim)
+        assert self.finish("one", ending).recorded
+        assert self.state == "FINISHING"
+
+    def final(self, ending: Ending = Ending.RETURNED, **claim: Any) -> None:
+        """Ended for good, by execution "one"."""
+        self.finishing(ending, **claim)
+        self.settle("one")
+        assert State(self.fields["state"]).is_final
+
+
+@pytest.fixture
+def settings() -> Settings:
+    """Short times, and a key prefix that is this test's own."""
+    return Settings(
+        prefix=unique_name("store"), record_expires=100.0, request_expires=1000.0, store_timeout=5.0
+    )
+
+
+@pytest.fixture
+def redis(valkey: EmbeddedServer) -> Iterator[Redis]:
+    """Looks at the server past the store."""
+    with Redis.from_url(valkey.url, decode_responses=True) as client:
+        yield client
+
+
+@pytest.fixture
+def store(valkey: EmbeddedServer, settings: Settings) -> Iterator[RedisStore]:
+    """A store on the shared server."""
+    store = RedisStore(ConnectionPlan(valkey.url), settings)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def impatient_settings(settings: Settings) -> Settings:
+    """Settings for a store that gives up soon."""
+    return dataclasses.replace(settings, store_timeout=0.2)
+
+
+@pytest.fixture
+def lab(store: RedisStore, redis: Redis) -> Lab:
+    """One task id that nobody has seen yet."""
+    return Lab(store, redis)
+
+
+@pytest.fixture(autouse=True)
+def every_key_expires(redis: Redis, settings: Settings) -> Iterator[None]:
+    """Fail on a key of this test's that would stay for ever."""
+    yield
+    keys = list(redis.scan_iter(match=f"{settings.prefix}*", count=1000))
+    eternal = [key for key in keys if redis.pttl(key) == -1]
+    if keys:
+        redis.delete(*keys)
+    assert not eternal, f"keys without an expiry: {eternal}"
