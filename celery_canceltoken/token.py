@@ -23,6 +23,9 @@ __all__ = ["CancellationSource", "CancellationToken", "Registration", "run_in_th
 
 logger = logging.getLogger(__name__)
 
+PLACEHOLDER = {"__canceltoken__": "none"}
+"""What `CancellationToken.none` becomes in JSON: plain data, to be dropped by whoever knows it."""
+
 # What a callback may raise without harm. The rest (SystemExit, KeyboardInterrupt, GreenletExit, a test's own
 # failure) is addressed to the thread that it is raised in, and is not ours to keep.
 _LOGGED = (Exception, TaskCancelled)
@@ -207,6 +210,9 @@ class _Never(CancellationToken):
 
     def __repr__(self) -> str:
         return "<CancellationToken none>"
+
+    def __json__(self) -> dict[str, str]:
+        return PLACEHOLDER
 
     def __reduce__(self) -> str:
         # A name instead of a recipe: copies and unpickled ones are the same object, in any protocol.

@@ -5,20 +5,24 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from celery import Task
 from celery.exceptions import Ignore
 from celery.utils.functional import head_from_fun
+from celery.utils.imports import symbol_by_name
 
 from celery_canceltoken import hooks
 from celery_canceltoken.cause import Cause
+from celery_canceltoken.task import placeholder
 from celery_canceltoken.task.endings import RaisedAfterCancel, Replaced
 from celery_canceltoken.task.execution import open_execution, perform
 from celery_canceltoken.task.injection import (
     TokenParameter,
     find_token_parameter,
     holds_token,
+    warn_of_hidden_token_parameter,
     with_token,
     without_tokens,
 )
@@ -30,6 +34,7 @@ __all__ = ["CancellableTask"]
 _MADE_HERE = "_canceltoken_wrapped"
 
 hooks.install()
+placeholder.install()
 
 
 class CancellableTask(Task):  # type: ignore[type-arg]
@@ -55,6 +60,10 @@ class CancellableTask(Task):  # type: ignore[type-arg]
         super().__init_subclass__(**kwargs)
         if "run" in vars(cls):
             cls._wrap_run(vars(cls)["run"])
+        dump = vars(cls).get("_dump_pydantic_arguments")
+        if dump is not None and cls.token_parameter is not None:
+            dump_around_token = _dumping_around_token(dump.__func__, cls.token_parameter)
+            setattr(cls, "_dump_pydantic_arguments", staticmethod(dump_around_token))  # noqa: B010
         call = cls.__call__
         if not hasattr(call, _MADE_HERE):
             cls.__call__ = _as_run(call)  # type: ignore[method-assign]
@@ -66,7 +75,8 @@ class CancellableTask(Task):  # type: ignore[type-arg]
         if hasattr(function, _MADE_HERE):
             return
         parameter = find_token_parameter(function)
-        body = _as_body(cls, function, parameter, bound)
+        warn_of_hidden_token_parameter(function, parameter)
+        body = _as_body(function, parameter, (lambda args: args[0]) if bound else (lambda _: cls))
         cls.token_parameter = parameter
         cls.run = body if bound else staticmethod(body)  # type: ignore[method-assign]
         if "__header__" in vars(cls) and parameter is not None:
@@ -78,6 +88,10 @@ class CancellableTask(Task):  # type: ignore[type-arg]
         return perform(self, lambda: self._enter(args, kwargs))
 
     def _enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not hasattr(self.run, _MADE_HERE):
+            # Replaced since the class was made, on the class or on the task.
+            run = self.run
+            setattr(self, "run", _as_body(run, find_token_parameter(run), lambda _: self))  # noqa: B010
         execution = open_execution()
         if execution is not None and execution.request is self.request_stack.top and not execution.entered:
             # Celery's own __call__ would push a second request over the traced one, and the body would lose
@@ -117,6 +131,16 @@ class CancellableTask(Task):  # type: ignore[type-arg]
             execution.source.token.raise_if_cancelled()
         return super().retry(*args, **kwargs)
 
+    def start_strategy(self, app: Any, consumer: Any, **kwargs: Any) -> Any:
+        """Prepare for a worker's messages, with a request class of the user's combined with ours."""
+        # Imported here: it is the worker's, and app code has no use for it.
+        from celery_canceltoken.task.request import CancellableRequest
+
+        wanted = symbol_by_name(self.Request)
+        if not issubclass(wanted, CancellableRequest):
+            type(self).Request = type(wanted.__name__, (CancellableRequest, wanted), {})  # type: ignore[assignment]
+        return super().start_strategy(app, consumer, **kwargs)
+
     def replace(self, sig: Any) -> Any:
         """Replace the task by *sig* under the same id, as Celery's."""
         execution = open_execution()
@@ -146,14 +170,15 @@ setattr(CancellableTask.__call__, _MADE_HERE, True)
 
 
 def _as_body(
-    cls: type[CancellableTask],
     function: Callable[..., Any],
     parameter: TokenParameter | None,
-    bound: bool,
+    task_of: Callable[[tuple[Any, ...]], Any],
 ) -> Callable[..., Any]:
+    """Wrap the function of a task; *task_of* finds the task, or its class, given the arguments."""
+
     @functools.wraps(function)
     def body(*args: Any, **kwargs: Any) -> Any:
-        stack = (args[0] if bound else cls).request_stack
+        stack = task_of(args).request_stack
         execution = open_execution()
         if execution is None or stack is None or execution.request is not stack.top:
             if parameter is not None and not holds_token(args, kwargs):
@@ -175,6 +200,20 @@ def _as_body(
         parameter.callers_signature if parameter is not None else inspect.signature(function)
     )
     return body
+
+
+def _dumping_around_token(
+    dump: Callable[[Any, Any], tuple[Any, Any]], parameter: TokenParameter
+) -> Callable[[Any, Any], tuple[Any, Any]]:
+    """Have Celery's `pydantic=True` bind a call's arguments as the body gets them: with a token."""
+
+    def dump_without_token(args: Any, kwargs: Any) -> tuple[Any, Any]:
+        bound = isinstance(dump, functools.partial) and dump.keywords.get("bound", False)
+        place = replace(parameter, position=parameter.position - 1) if bound else parameter
+        complete = with_token(place, CancellationToken.none, tuple(args or ()), dict(kwargs or {}))
+        return without_tokens(*dump(*complete))
+
+    return dump_without_token
 
 
 def _continuation(execution: Any) -> Stamp:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import inspect
 import typing
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from celery_canceltoken.token import CancellationToken
+from celery_canceltoken.token import PLACEHOLDER, CancellationToken
 
-__all__ = ["TokenParameter", "find_token_parameter", "holds_token", "with_token", "without_tokens"]
+__all__ = [
+    "TokenParameter",
+    "find_token_parameter",
+    "holds_token",
+    "is_placeholder",
+    "warn_of_hidden_token_parameter",
+    "with_token",
+    "without_tokens",
+]
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,22 @@ def find_token_parameter(function: Callable[..., Any]) -> TokenParameter | None:
     )
 
 
+def warn_of_hidden_token_parameter(function: Callable[..., Any], parameter: TokenParameter | None) -> None:
+    """Warn where a decorator without `functools.wraps` keeps a token parameter from being seen."""
+    for cell in getattr(function, "__closure__", None) or () if parameter is None else ():
+        try:
+            inner = cell.cell_contents
+        except ValueError:
+            continue
+        if inspect.isfunction(inner) and find_token_parameter(inner) is not None:
+            warnings.warn(
+                f"{inner.__qualname__}() wants a CancellationToken, but the decorator that returned "
+                f"{function.__qualname__}() hides that, so it gets none; decorate with functools.wraps",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+
+
 def with_token(
     parameter: TokenParameter, token: CancellationToken, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -70,15 +95,20 @@ def with_token(
 
 
 def holds_token(args: Any, kwargs: Any) -> bool:
-    """Tell whether a caller passed a token, live or not."""
-    return any(isinstance(one, CancellationToken) for one in (*(args or ()), *(kwargs or {}).values()))
+    """Tell whether a caller passed a token, live or not, or what one becomes in JSON."""
+    return any(is_placeholder(one) for one in (*(args or ()), *(kwargs or {}).values()))
+
+
+def is_placeholder(value: Any) -> bool:
+    """Tell whether *value* stands in the place of a token."""
+    return isinstance(value, CancellationToken) or value == PLACEHOLDER
 
 
 def without_tokens(args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Drop the tokens that a caller passed: they are placeholders, and go to nobody."""
     return (
-        tuple(one for one in args or () if not isinstance(one, CancellationToken)),
-        {name: one for name, one in (kwargs or {}).items() if not isinstance(one, CancellationToken)},
+        tuple(one for one in args or () if not is_placeholder(one)),
+        {name: one for name, one in (kwargs or {}).items() if not is_placeholder(one)},
     )
 
 
