@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import re
 
-import pytest
 from sybil import Example, Sybil
 from sybil.evaluators.python import PythonEvaluator
-from sybil.integration.pytest import SybilItem
 from sybil.parsers import myst, rest
 from sybil.region import Lexeme
 
@@ -49,11 +47,3 @@ RESTRUCTURED_TEXT = Sybil(
 )
 
 pytest_collect_file = (MARKDOWN + RESTRUCTURED_TEXT).pytest()
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # The examples of one document build upon each other, so one process runs them all.
-    for item in items:
-        if isinstance(item, SybilItem):
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))

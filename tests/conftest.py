@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 import pytest
-from celery import Celery
+from celery import Celery, _state
 
 from tests.support.proxy import ToxicProxy
 from tests.support.rabbitmq import RabbitMQ
@@ -39,6 +39,15 @@ def nothing_is_left_behind() -> Iterator[None]:
         lambda: not _processes_of(run),
         description=lambda: f"no process of this run is left: {_processes_of(run)}",
     )
+
+
+@pytest.fixture(autouse=True)
+def tasks_stay_with_their_app() -> Iterator[None]:
+    """Undo that Celery gives every task, unless told otherwise, to all apps that are made later."""
+    shared: set[Any] = vars(_state)["_on_app_finalizers"]
+    before = set(shared)
+    yield
+    shared.intersection_update(before)
 
 
 @pytest.fixture

@@ -84,7 +84,7 @@ class ToxicProxy:
         """Listen; from now on `port` is the real one."""
         self._thread.start()
         listening = asyncio.run_coroutine_threadsafe(
-            asyncio.start_server(self._serve, self.host, self.port), self._loop
+            asyncio.start_server(self._accept, self.host, self.port), self._loop
         )
         self._server = listening.result(timeout=10)
         self.port = self._server.sockets[0].getsockname()[1]
@@ -155,11 +155,16 @@ class ToxicProxy:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        # Some releases of asyncio log a cancelled connection as an error.
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._serve(reader, writer)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = _Connection([writer])
         if self._refuses:
             self.refused += 1
