@@ -132,7 +132,7 @@ def request_revoke(
             Cause.REVOKED, _checked_text("reason", reason), _checked_text("actor", actor)
         ),
         from_states=_checked_states(from_state),
-        must_exist=must_exist,
+        must_exist=_checked_flag("must_exist", must_exist),
     )
     return RequestHandle(store, order, store.request(order))
 
@@ -185,6 +185,12 @@ def _checked_states(from_state: object) -> tuple[State, ...]:
     if not states:
         raise InvalidArgumentError("from_state", "must name a state; leave it out to accept any")
     return states
+
+
+def _checked_flag(argument: str, flag: object) -> bool:
+    if not isinstance(flag, bool):
+        raise InvalidArgumentError(argument, f"must be True or False, not {flag!r}")
+    return flag
 
 
 def _not_negative(argument: str, seconds: object) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -14,12 +13,19 @@ __all__ = ["SETTING_PREFIX", "Settings"]
 
 SETTING_PREFIX = "canceltoken_"
 
+_SHORTEST = 0.001
+"""Seconds; what the store's own clock can tell apart."""
+_LONGEST = 315_360_000.0
+"""Seconds; ten years, which every clock concerned can hold."""
+
 
 def _seconds(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise SettingsError(name, f"must be a number of seconds, not {value!r}")
-    if not math.isfinite(value) or value <= 0:
-        raise SettingsError(name, f"must be a finite number of seconds above 0, not {value!r}")
+    if not _SHORTEST <= value <= _LONGEST:
+        raise SettingsError(
+            name, f"must be a number of seconds from {_SHORTEST} to {_LONGEST:.0f}, not {value!r}"
+        )
     return float(value)
 
 

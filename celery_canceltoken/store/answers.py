@@ -120,6 +120,8 @@ class Finish:
     """Seconds since the body first observed; None: it did not."""
     value: str = ""
     error: str = ""
+    unclaimed: bool = False
+    """The store was away when the execution started, so the record may not know of it."""
 
 
 @dataclass(frozen=True)

@@ -45,10 +45,19 @@ class ConnectionPlan:
                 "use redis://, rediss://, unix:// or sentinel://",
             )
         try:
-            self.client(timeout=1.0, connections=1).close()
-        except (ValueError, TypeError, AttributeError) as error:
-            problem = f"{_without_password(self.url)!r} is not usable: {error}"
-            raise SettingsError(self.setting, problem) from error
+            _check(self.url)
+            client = self.client(timeout=1.0, connections=1)
+            # Makes a connection without connecting it: options that redis-py does not know come to light.
+            client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
+        except SettingsError:
+            raise
+        except (ValueError, TypeError, AttributeError, IndexError):
+            # Not the parser's own words: they repeat what they stumbled over, a password for instance.
+            raise SettingsError(
+                self.setting,
+                f"{_without_password(self.url)!r} is not usable; check host, port, database (a number) and "
+                "options, and percent-encode special characters in the password",
+            ) from None
 
     def client(self, *, timeout: float, connections: int) -> redis.Redis:
         """Return a client of at most *connections* connections, each wait limited to *timeout* seconds.
@@ -67,16 +76,17 @@ class ConnectionPlan:
             **self.options,
         }
         if self.url.startswith("sentinel://"):
-            return self._sentinel_client(options, connections)
+            return self._sentinel_client(options, connections, timeout)
         pool = redis.BlockingConnectionPool.from_url(
             _redis_py_url(self.url), max_connections=connections, timeout=timeout, **options
         )
         return redis.Redis(connection_pool=pool)
 
-    def _sentinel_client(self, options: dict[str, Any], connections: int) -> redis.Redis:
+    def _sentinel_client(self, options: dict[str, Any], connections: int, timeout: float) -> redis.Redis:
         master = options.pop("master_name", None)
         if not master:
-            raise SettingsError(self.setting, "sentinel:// needs `master_name` in its transport options")
+            problem = "sentinel:// needs `master_name` in its transport options: "
+            raise SettingsError(self.setting, problem + _without_password(self.url))
         sentinel_options = dict(options.pop("sentinel_kwargs", None) or {})
         hosts = []
         database, password = "0", None
@@ -88,12 +98,12 @@ class ConnectionPlan:
         options.setdefault("db", int(database))
         if password:
             options.setdefault("password", password)
-        sentinel_options.setdefault("socket_timeout", options["socket_timeout"])
+        for name in ("socket_timeout", "socket_connect_timeout", "retry"):
+            sentinel_options.setdefault(name, options[name])
         sentinel = Sentinel(hosts, sentinel_kwargs=sentinel_options, **options)  # type: ignore[no-untyped-call]
-        pool = SentinelConnectionPool(  # type: ignore[no-untyped-call]
-            master, sentinel, max_connections=connections
+        return sentinel.master_for(  # type: ignore[no-any-return, no-untyped-call]
+            master, connection_pool_class=_BlockingSentinelPool, max_connections=connections, timeout=timeout
         )
-        return redis.Redis(connection_pool=pool)
 
 
 def _redis_py_url(url: str) -> str:
@@ -104,7 +114,7 @@ def _redis_py_url(url: str) -> str:
         query = dict(parse_qsl(parts.query))
         if "virtual_host" in query:
             query["db"] = query.pop("virtual_host").strip("/")
-        return parts._replace(scheme="unix", query=urlencode(query)).geturl()
+        return f"unix://{parts.netloc}{parts.path}" + (f"?{urlencode(query)}" if query else "")
     if scheme == "rediss":
         parts = urlsplit(url)
         names = {"CERT_NONE": "none", "CERT_OPTIONAL": "optional", "CERT_REQUIRED": "required"}
@@ -113,6 +123,26 @@ def _redis_py_url(url: str) -> str:
     return f"{scheme}://{rest}"
 
 
+def _check(url: str) -> None:
+    """Raise ValueError for what redis-py would take without a word, and lead elsewhere."""
+    sentinel = url.startswith("sentinel://")
+    if ";" in url and not sentinel:
+        raise ValueError("several servers")
+    for one in url.split(";"):
+        parts = urlsplit(one)
+        if "sock" in parts.scheme or parts.scheme == "unix":
+            if not parts.path.strip("/"):
+                raise ValueError("no path")
+        elif not (parts.path.strip("/") or "0").isdecimal():
+            raise ValueError("no database")
+
+
 def _without_password(url: str) -> str:
-    head, at, tail = url.rpartition("@")
-    return f"{head.partition('://')[0]}://***@{tail}" if at else url
+    scheme, _, rest = url.partition("://")
+    shown, query, _ = rest.partition("?")
+    _, at, server = shown.rpartition("@")
+    return f"{scheme}://{'***@' if at else ''}{server}{'?...' if query else ''}"
+
+
+class _BlockingSentinelPool(SentinelConnectionPool, redis.BlockingConnectionPool):
+    """A sentinel's pool that has threads wait for a free connection, as the other one does."""

@@ -26,6 +26,7 @@ class EndSubscription:
 
     def __exit__(self, *exc: object) -> None:
         self._pubsub.close()
+        self._client.close()
 
     def wait(self, timeout: float) -> None:
         """Return when the end was announced, or after *timeout* seconds, or for no reason at all."""

@@ -39,7 +39,7 @@ __all__ = ["RedisStore"]
 
 T = TypeVar("T")
 
-_SCRIPTS = ("adopt", "claim", "deliver", "finish", "observe", "recover", "request", "settle")
+_SCRIPTS = ("adopt", "claim", "deliver", "finish", "keep", "observe", "recover", "request", "settle")
 _PROBLEMS = {
     "damaged": "damaged; delete the key to start afresh",
     "newer": f"written by a newer release; this one reads format {FORMAT}",
@@ -82,12 +82,12 @@ class RedisStore:
     # -- bodies
 
     def claim(
-        self, claim: Claim, *, take_over_from: tuple[str, str] = ("", ""), runs_already: bool = False
+        self, claim: Claim, *, take_over_from: tuple[str, str] = ("", ""), running_attempt: int = 0
     ) -> ClaimAnswer:
         """Take ownership of a task id for an execution, or learn why not.
 
-        *take_over_from* is the execution and the owner that were seen to be dead. *runs_already*
-        writes the record of a body that is running, and denies nothing.
+        *take_over_from* is the execution and the owner that were seen to be dead. *running_attempt*
+        writes the record of a body that runs already, and denies nothing.
         """
         verdict, *rest = self._run(
             "claim",
@@ -105,7 +105,7 @@ class RedisStore:
                 int(claim.late_ack),
                 self._record_ttl,
                 *take_over_from,
-                int(runs_already),
+                running_attempt,
             ],
         )
         if verdict == "run":
@@ -148,6 +148,8 @@ class RedisStore:
                 finish.error,
                 self._record_ttl,
                 json.dumps(afresh),
+                claim.generation,
+                int(finish.unclaimed),
             ],
         )
         if verdict != "recorded":
@@ -204,6 +206,8 @@ class RedisStore:
             try:
                 return self._client.hgetall(key)
             except redis.ResponseError as error:
+                if not str(error).startswith("WRONGTYPE"):
+                    raise
                 raise RecordUnreadableError(key, _PROBLEMS["damaged"]) from error
 
         fields = self.call(read)
@@ -211,7 +215,9 @@ class RedisStore:
 
     def end_of(self, task_id: str) -> EndSubscription:
         """Listen for the end of a task. Subscribe first, then read the record: nothing is missed."""
-        return EndSubscription(self._client, self.keys.stopped(task_id), self.call)
+        # A connection of its own: waits would use up the pool that those who answer them need.
+        client = self._plan.client(timeout=self._settings.store_timeout, connections=1)
+        return EndSubscription(client, self.keys.stopped(task_id), self.call)
 
     # -- agents
 
@@ -226,7 +232,8 @@ class RedisStore:
             pipeline = self._client.pipeline(transaction=False)
             pipeline.set(self.keys.lease(owner), "1", px=self._lease_ttl)
             pipeline.zadd(self.keys.owners, {owner: 0})
-            self._keep_agent_keys(pipeline, owner)
+            for key in self._agent_keys(owner):
+                pipeline.pexpire(key, self._record_ttl)
             pipeline.execute()
 
         self.call(write)
@@ -238,15 +245,8 @@ class RedisStore:
 
     def keep(self, owner: str, task_ids: Sequence[str]) -> None:
         """Push the expiry of an agent's own keys, and of the records it works on, away again."""
-
-        def write() -> None:
-            pipeline = self._client.pipeline(transaction=False)
-            self._keep_agent_keys(pipeline, owner)
-            for task_id in task_ids:
-                pipeline.pexpire(self.keys.record(task_id), self._record_ttl)
-            pipeline.execute(raise_on_error=False)
-
-        self.call(write)
+        records = [self.keys.record(task_id) for task_id in task_ids]
+        self._run("keep", [*self._agent_keys(owner), *records], [self._record_ttl])
 
     def retire(self, owner: str) -> None:
         """The agent leaves in order; what it could not finish is visible as a dead owner's at once."""
@@ -357,9 +357,8 @@ class RedisStore:
     def _lease_ttl(self) -> int:
         return int(self._settings.lease_duration * 1000)
 
-    def _keep_agent_keys(self, pipeline: Any, owner: str) -> None:
-        for key in (self.keys.inbox(owner), self.keys.owned(owner), self.keys.owners):
-            pipeline.pexpire(key, self._record_ttl)
+    def _agent_keys(self, owner: str) -> list[str]:
+        return [self.keys.inbox(owner), self.keys.owned(owner), self.keys.owners]
 
     def _run(self, script: str, keys: list[str], arguments: list[Any]) -> Any:
         return self.call(lambda: self._scripts[script](keys=keys, args=arguments))

@@ -60,6 +60,7 @@ class Execution:
         self.attempt = 1
         self.entered = False
         """The body has been called: a further call from within it is a direct one."""
+        self.unclaimed = False
         self.runtime: Runtime | None = None
         self.claim: Claim | None = None
         self.owed: Finish | None = None
@@ -98,6 +99,7 @@ class Execution:
                 "task %s[%s] starts without its record: %s", self.task.name, self.request.id, error
             )
             answer = ClaimAnswer(ClaimVerdict.RUN, attempt=1, generation=self.generation)
+            self.unclaimed = True
         if answer.verdict is ClaimVerdict.UNTRACKED:
             logger.warning("record of task %s is %s: the task runs untracked", self.request.id, answer.why)
             self.claim = None
@@ -166,6 +168,7 @@ class Execution:
             observed_ago=None if source.observed_at is None else time.monotonic() - source.observed_at,
             value=_kept_value(value) if ending is Ending.RETURNED else "",
             error=repr(error)[:_ERROR_LIMIT] if ending is Ending.RAISED else "",
+            unclaimed=self.unclaimed,
         )
         try:
             answer = self.runtime.store.finish(finish)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import builtins
 import inspect
+import types
 import typing
 import warnings
 from collections.abc import Callable
@@ -45,7 +47,7 @@ def find_token_parameter(function: Callable[..., Any]) -> TokenParameter | None:
         return None
     namespace = getattr(inspect.unwrap(function), "__globals__", {})
     parameters = list(signature.parameters.values())
-    found = [index for index, one in enumerate(parameters) if _is_token(one.annotation, namespace)]
+    found = [index for index, one in enumerate(parameters) if _is_token(one, namespace)]
     if not found:
         return None
     if len(found) > 1:
@@ -86,12 +88,21 @@ def with_token(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the arguments of a call with *token* in its place; whatever the caller passed for it is gone."""
     args, kwargs = without_tokens(args, kwargs)
+    if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
+        args += _defaults_between(parameter, len(args))
     by_position = parameter.kind is inspect.Parameter.POSITIONAL_ONLY or (
         parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD and parameter.position < len(args)
     )
     if by_position:
         return (*args[: parameter.position], token, *args[parameter.position :]), kwargs
     return args, {**kwargs, parameter.name: token}
+
+
+def _defaults_between(parameter: TokenParameter, given: int) -> tuple[Any, ...]:
+    """What fills the places before a positional-only token that a caller left to their defaults."""
+    skipped = list(parameter.callers_signature.parameters.values())[given : parameter.position]
+    missing = any(one.default is inspect.Parameter.empty for one in skipped)
+    return () if missing else tuple(one.default for one in skipped)
 
 
 def holds_token(args: Any, kwargs: Any) -> bool:
@@ -112,15 +123,55 @@ def without_tokens(args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, A
     )
 
 
-def _is_token(annotation: Any, namespace: dict[str, Any]) -> bool:
-    if annotation is inspect.Parameter.empty:
+def _is_token(parameter: inspect.Parameter, namespace: dict[str, Any]) -> bool:
+    if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
         return False
+    return parameter.annotation is not inspect.Parameter.empty and _means_token(
+        parameter.annotation, namespace
+    )
+
+
+def _means_token(annotation: Any, namespace: dict[str, Any]) -> bool:
+    if isinstance(annotation, typing.ForwardRef):
+        annotation = annotation.__forward_arg__
     if isinstance(annotation, str):
         try:
-            annotation = eval(annotation, namespace)
+            annotation = eval(annotation, {}, _Names(namespace))
         except Exception:
-            # A name under TYPE_CHECKING only. Its words are all there is to go by.
-            return CancellationToken.__name__ in annotation
+            return False
+        return _means_token(annotation, namespace)
     if annotation is CancellationToken:
         return True
-    return any(_is_token(argument, namespace) for argument in typing.get_args(annotation))
+    # A list of tokens is not a token: only what may be one counts.
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _means_token(arguments[0], namespace)
+    if origin in (typing.Union, types.UnionType):
+        return any(_means_token(argument, namespace) for argument in arguments)
+    return False
+
+
+class _Names(dict[str, Any]):
+    """The names an annotation may use, with stand-ins for those under `TYPE_CHECKING` only."""
+
+    def __missing__(self, name: str) -> Any:
+        if hasattr(builtins, name):
+            return getattr(builtins, name)
+        return _Unknown().__getattr__(name)
+
+
+class _Unknown:
+    """A name that does not exist at run time: a module, or a type that is not the token's."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name == CancellationToken.__name__:
+            return CancellationToken
+        return getattr(typing, name, self)
+
+    def __getitem__(self, _: Any) -> _Unknown:
+        return self
+
+    def __or__(self, other: Any) -> Any:
+        return typing.Optional[other]  # noqa: UP045 - what `|` would make, of what may not know it
+
+    __ror__ = __or__

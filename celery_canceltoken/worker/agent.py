@@ -10,7 +10,15 @@ from dataclasses import dataclass, replace
 from celery_canceltoken.cause import Cancellation, Cause
 from celery_canceltoken.outcome import Ending, rows
 from celery_canceltoken.settings import Settings
-from celery_canceltoken.store.answers import Claim, Delivery, DeliveryVerdict, Ended, Finish, Recovery
+from celery_canceltoken.store.answers import (
+    Claim,
+    ClaimVerdict,
+    Delivery,
+    DeliveryVerdict,
+    Ended,
+    Finish,
+    Recovery,
+)
 from celery_canceltoken.store.redis_store import RedisStore
 from celery_canceltoken.worker.bodies import Bodies
 from celery_canceltoken.worker.inbox import Inbox
@@ -198,10 +206,16 @@ class Agent:
         elif delivery.verdict is DeliveryVerdict.SUPERSEDED:
             self._trip(execution, _SUPERSEDED)
         elif delivery.verdict is DeliveryVerdict.VANISHED:
-            # Data loss or eviction, not a cancellation: what runs is written again.
-            store.claim(replace(execution.claim, owner=self.owner), runs_already=True)
+            self._write_again(execution, store)
         elif delivery.verdict is DeliveryVerdict.UNTRACKED:
             logger.warning("the record of task %s cannot be read; left alone", execution.claim.task_id)
+
+    def _write_again(self, execution: LiveExecution, store: RedisStore) -> None:
+        # Data loss, eviction, an outage at its start: no cancellation, unless another has the id now.
+        claim = replace(execution.claim, owner=self.owner, generation=execution.generation)
+        answer = store.claim(claim, running_attempt=execution.attempt)
+        if answer.verdict in (ClaimVerdict.SKIP, ClaimVerdict.OWNED):
+            self._trip(execution, _SUPERSEDED)
 
     def _adopt(self, execution: LiveExecution, store: RedisStore) -> None:
         claim = execution.claim

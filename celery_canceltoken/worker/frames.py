@@ -46,7 +46,7 @@ class FrameReader:
             del self._buffer[:end]
             try:
                 frame = json.loads(body)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise FrameError(f"not JSON: {error}") from error
             if not isinstance(frame, dict):
                 raise FrameError("not an object")

@@ -108,11 +108,11 @@ class Lab:
         execution: str = "one",
         *,
         take_over_from: tuple[str, str] = ("", ""),
-        runs_already: bool = False,
+        running_attempt: int = 0,
         **claim: Any,
     ) -> ClaimAnswer:
         mine = self._claim_of(execution, **claim)
-        answer = self.store.claim(mine, take_over_from=take_over_from, runs_already=runs_already)
+        answer = self.store.claim(mine, take_over_from=take_over_from, running_attempt=running_attempt)
         self._claims[execution] = mine, answer
         return answer
 

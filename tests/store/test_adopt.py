@@ -83,9 +83,6 @@ def test_an_adopted_execution_finishes(lab: Lab) -> None:
     assert lab.finish("one", Ending.RETURNED).recorded
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="the script looks at execution and owner, not at the state"
-)
 def test_a_settled_record_is_not_touched(lab: Lab) -> None:
     """An adoption that meets a task's end leaves the final record as it is."""
     lab.final()

@@ -412,7 +412,7 @@ def test_a_lost_record_is_written_again(lab: Lab) -> None:
     """A running body whose record has vanished owns the id again."""
     lab.run("one", generation=KNOWN)
     lab.remove()
-    assert lab.claim("one", generation=KNOWN, runs_already=True) == run(KNOWN, 1)
+    assert lab.claim("one", generation=KNOWN, running_attempt=1) == run(KNOWN, 1)
     assert (lab.state, lab.fields["execution"]) == ("PROCESSING", "one")
 
 
@@ -422,7 +422,7 @@ def test_a_running_body_is_not_denied_but_told(lab: Lab, kind: str, cause: Cause
     lab.run("one")
     lab.remove()
     lab.request(kind)
-    lab.run("one", runs_already=True)
+    lab.run("one", running_attempt=1)
     assert lab.deliver("one").cancellation == Cancellation(cause, "customer left", "alice")
 
 
@@ -432,31 +432,26 @@ def test_writing_again_what_is_there_changes_nothing(lab: Lab) -> None:
     lab.request()
     lab.deliver("one")
     with lab.unchanged():
-        lab.run("one", runs_already=True)
+        lab.run("one", running_attempt=1)
 
 
 def test_a_running_body_does_not_take_the_id_from_another(lab: Lab) -> None:
     """A repair that comes too late is told whose the id is."""
     lab.run("two", owner=BOB)
     with lab.unchanged():
-        answer = lab.claim("one", runs_already=True)
+        answer = lab.claim("one", running_attempt=1)
     assert (answer.verdict, answer.execution_id, answer.owner) == (ClaimVerdict.OWNED, "two", BOB)
 
 
 def test_a_body_that_started_without_the_store_is_written_over_a_retry(lab: Lab) -> None:
     """The copy that a retry had sent, started while the store was away, gets the record when it is back."""
     lab.enqueued(1)
-    assert lab.claim("two", owner=BOB, generation=1, runs_already=True) == run(1, 2)
+    assert lab.claim("two", owner=BOB, generation=1, running_attempt=1) == run(1, 2)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="a repair after data loss knows neither the attempt nor the generation that the body was given",
-)
 def test_a_lost_record_is_written_again_with_its_attempt(lab: Lab) -> None:
     """After data loss the third attempt is still the third."""
     lab.enqueued(1)
     assert lab.run("two", generation=1).attempt == 2
     lab.remove()
-    assert lab.claim("two", generation=1, runs_already=True).attempt == 2
+    assert lab.claim("two", generation=1, running_attempt=2).attempt == 2

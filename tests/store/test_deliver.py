@@ -143,11 +143,6 @@ def test_none_at_all_are_answered_with_none(lab: Lab) -> None:
     assert lab.store.deliver_many([]) == []
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="an execution that claimed while the store was away is cut off by its predecessor's record",
-)
 def test_a_body_that_started_without_the_store_is_not_superseded_by_the_retry_it_is(lab: Lab) -> None:
     """Nobody owns an ENQUEUED id: its wanted copy, which runs already, is not to be stopped."""
     lab.enqueued(1)
@@ -155,11 +150,6 @@ def test_a_body_that_started_without_the_store_is_not_superseded_by_the_retry_it
     assert lab.deliver("two") != SUPERSEDED
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="an execution that claimed while the store was away is cut off by the record of an earlier life",
-)
 def test_a_body_that_started_without_the_store_is_not_superseded_by_an_earlier_life(lab: Lab) -> None:
     """Nobody owns an ended id: its new life, which runs already, is not to be stopped."""
     lab.final()

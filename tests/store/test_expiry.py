@@ -245,11 +245,6 @@ def test_all_keys_are_the_prefixes(store: RedisStore) -> None:
     assert len(set(names)) == len(names)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="keeping sets the record's own time, though a request in it is to be kept longer",
-)
 def test_keeping_does_not_shorten_a_requests_time(lab: Lab) -> None:
     """A heartbeat never makes a record expire sooner."""
     lab.run("one")

@@ -186,11 +186,6 @@ def test_a_copy_of_a_recovered_message_does_not_run(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("ending", [None, Ending.RETURNED])
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="asked again, the script does not know its own recovery: nobody completes it",
-)
 def test_the_same_recovery_gets_the_same_answer(lab: Lab, ending: Ending | None) -> None:
     """A recovery whose answer was lost may be repeated, and is still this janitor's to complete."""
     lab.run("one")

@@ -266,11 +266,6 @@ def test_a_running_successor_of_the_same_owner_stays_in_the_index(lab: Lab) -> N
     assert lab.owned(ALICE) == {lab.task_id}
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="only a PROCESSING record keeps its place in the index: a janitor will not find the unsettled end",
-)
 def test_an_ended_successor_of_the_same_owner_stays_in_the_index(lab: Lab) -> None:
     """Until its own end is settled, a successor is found if the worker dies now."""
     lab.run("one")
@@ -282,11 +277,6 @@ def test_an_ended_successor_of_the_same_owner_stays_in_the_index(lab: Lab) -> No
     assert lab.owned(ALICE) == {lab.task_id}
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="the index is the agent's, but the record's owner is compared with one incarnation of it",
-)
 def test_a_successor_under_an_earlier_incarnation_stays_in_the_index(lab: Lab) -> None:
     """While an agent adopts what it runs, its index loses nothing of it."""
     lab.run("one")

@@ -340,11 +340,6 @@ def test_threads_share_a_few_connections(make_store: Make, lab: Lab, valkey_prox
     assert valkey_proxy.accepted <= 4
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="each wait holds one of the store's few connections and needs a second one for each look",
-)
 def test_many_may_wait_at_once(make_store: Make, lab: Lab) -> None:
     """As many threads as there are connections wait for ends, and each still reads its record."""
     handles = []

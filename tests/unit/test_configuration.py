@@ -223,10 +223,6 @@ def test_borrowed_credentials_are_used(
     assert where(valkey, prefix) == {1: [f"{prefix}:task:7"]}
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the pool behind a sentinel is made without the options: bytes come back, from database 0",
-)
 def test_a_borrowed_sentinel_is_used(make_app: AppFactory, valkey: EmbeddedServer, prefix: str) -> None:
     """The name of the server comes with the sentinels' URL."""
     with sentinel_for(valkey, name="shop") as sentinel:

@@ -21,16 +21,6 @@ from tests.support.workers import unique_name
 
 SECRET = "hunter2"
 
-KOMBUS_SOCKET = pytest.mark.xfail(
-    strict=True,
-    raises=SettingsError,
-    reason="the translated URL is unix:/path with one slash too few, which redis-py refuses",
-)
-BARE_SENTINEL = pytest.mark.xfail(
-    strict=True,
-    reason="the pool behind a sentinel is made without the options: no password, database 0, bytes back",
-)
-
 
 def client_of(url: str, **options: Any) -> Redis:
     return ConnectionPlan(url, options=options).client(timeout=2.0, connections=2)
@@ -106,7 +96,7 @@ def test_a_plain_url_reaches_the_server(valkey: EmbeddedServer, key: str) -> Non
 
 @pytest.mark.parametrize(
     "scheme",
-    ["unix", pytest.param("redis+socket", marks=KOMBUS_SOCKET), pytest.param("socket", marks=KOMBUS_SOCKET)],
+    ["unix", pytest.param("redis+socket"), pytest.param("socket")],
 )
 def test_a_socket_file_reaches_the_server(valkey: EmbeddedServer, key: str, scheme: str) -> None:
     """A server on this machine may be reached by its socket file, in either spelling."""
@@ -122,8 +112,8 @@ def test_a_socket_file_reaches_the_server(valkey: EmbeddedServer, key: str, sche
     "query",
     [
         "unix://{}?db=3",
-        pytest.param("redis+socket://{}?virtual_host=3", marks=KOMBUS_SOCKET),
-        pytest.param("socket://{}?virtual_host=/3", marks=KOMBUS_SOCKET),
+        pytest.param("redis+socket://{}?virtual_host=3"),
+        pytest.param("socket://{}?virtual_host=/3"),
     ],
 )
 def test_a_socket_file_may_name_a_database(valkey: EmbeddedServer, key: str, query: str) -> None:
@@ -135,7 +125,6 @@ def test_a_socket_file_may_name_a_database(valkey: EmbeddedServer, key: str, que
         assert client.delete(key) == 1
 
 
-@BARE_SENTINEL
 def test_a_sentinel_shows_the_way(valkey: EmbeddedServer, sentinel: EmbeddedServer, key: str) -> None:
     """`sentinel://` with a name in the transport options reaches the server of that name."""
     url = f"sentinel://{sentinel.host}:{sentinel.port}/2"
@@ -145,7 +134,6 @@ def test_a_sentinel_shows_the_way(valkey: EmbeddedServer, sentinel: EmbeddedServ
         assert client.delete(key) == 1
 
 
-@BARE_SENTINEL
 def test_a_client_behind_a_sentinel_has_our_limits(sentinel: EmbeddedServer) -> None:
     """Timeout, text answers and the one retry hold with a sentinel as they do without."""
     url = f"sentinel://{sentinel.host}:{sentinel.port}/2"
@@ -156,11 +144,6 @@ def test_a_client_behind_a_sentinel_has_our_limits(sentinel: EmbeddedServer) -> 
         assert {name: limits.get(name) for name in names} == {name: plain[name] for name in names}
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="clients of the sentinels keep redis-py's own retries, which go on for seconds",
-)
 def test_a_sentinel_that_is_down_is_passed_over(sentinel: EmbeddedServer) -> None:
     """Of several sentinels one that answers is enough, and the others cost next to no time."""
     url = f"sentinel://127.0.0.1:1/0;sentinel://{sentinel.host}:{sentinel.port}/0"
@@ -237,7 +220,6 @@ def test_tls_options_are_used() -> None:
     assert (target["ssl_ca_certs"], target["ssl_cert_reqs"]) == ("/etc/ca.pem", ssl.CERT_NONE)
 
 
-@BARE_SENTINEL
 def test_a_sentinels_own_options_go_to_the_sentinel(sentinel: EmbeddedServer) -> None:
     """The password of the sentinels is not that of the server, and the other way round."""
     url = f"sentinel://:{SECRET}@{sentinel.host}:{sentinel.port}/0"
@@ -375,11 +357,6 @@ def test_a_connection_that_the_server_closed_is_replaced(valkey: EmbeddedServer)
         f"http://localhost/?password={SECRET}",
     ],
 )
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="the parser's own words repeat an unescaped password, and one in the query is not looked for",
-)
 def test_a_password_in_an_odd_place_is_hidden_as_well(url: str) -> None:
     """An error shows no password, wherever in a bad URL it stood."""
     with pytest.raises(SettingsError) as told:
@@ -396,22 +373,12 @@ def test_a_password_in_an_odd_place_is_hidden_as_well(url: str) -> None:
         "redis://one/3;redis://two/3",
     ],
 )
-@pytest.mark.xfail(
-    strict=True,
-    raises=pytest.fail.Exception,
-    reason="accepted: database 0 is used silently, or each call fails with a bare TypeError",
-)
 def test_a_url_that_cannot_work_is_refused(url: str) -> None:
     """A Redis URL that leads nowhere, or elsewhere, is an error at start."""
     with pytest.raises(SettingsError):
         ConnectionPlan(url)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="the pool behind a sentinel does not block: no free connection is an error",
-)
 def test_threads_behind_a_sentinel_wait_for_a_connection(sentinel: EmbeddedServer) -> None:
     """With a sentinel as well, threads beyond the number of connections wait for a free one."""
     client = client_of(f"sentinel://{sentinel.host}:{sentinel.port}", master_name="shop")

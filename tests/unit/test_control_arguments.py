@@ -281,10 +281,6 @@ def test_the_public_function_is_as_strict(
 
 
 @pytest.mark.parametrize("must_exist", ["yes", None, [], 2.5], ids=repr)
-@pytest.mark.xfail(
-    strict=True,
-    reason="must_exist is not checked: a bare ValueError or TypeError of int(), or taken for true",
-)
 def test_a_bad_must_exist_is_refused(store: RedisStore, must_exist: Any) -> None:
     """A flag that is neither true nor false is an error with its name."""
     with pytest.raises(InvalidArgumentError, match=r"^must_exist: "):

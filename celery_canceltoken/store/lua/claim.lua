@@ -3,13 +3,14 @@
 -- KEYS[1] record   KEYS[2] index of what this agent owns (absent on a cluster: another slot)
 -- ARGV    1 execution  2 owner  3 worker  4 send  5 generation  6 redelivered  7 task id  8 task name
 --         9 takes token  10 late ack  11 record ttl in ms  12, 13 execution and owner to take over from
---         14 the body runs already: the record was lost, or could not be reached, and is written now
+--         14 the attempt that runs already (its record was lost, or could not be reached, and is written
+--         now), or 0
 -- Answer  {'run', attempt, generation} | {'denied', cause, reason, actor} | {'skip', why}
 --         | {'owned', execution, owner, same send} | {'untracked', why}
 -- Idempotent: the same execution gets the same answer again.
 
 local execution, owner, worker, send, generation = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
-local redelivered, task_id, runs_already = ARGV[6] == '1', ARGV[7], ARGV[14] == '1'
+local redelivered, task_id, running = ARGV[6] == '1', ARGV[7], tonumber(ARGV[14])
 local record, problem = read(KEYS[1])
 if not record and problem ~= 'absent' then return {'untracked', problem} end
 record = record or {}
@@ -30,15 +31,15 @@ local function denied()
 end
 
 local function start(new_generation, new_life)
-  if not runs_already and pending(record) and (record.kind == 'revoke' or record.kind == 'delete') then
+  if running == 0 and pending(record) and (record.kind == 'revoke' or record.kind == 'delete') then
     own({state='FINISHING', outcome=record.kind == 'revoke' and 'REVOKED' or 'DELETED', generation=new_generation,
          answer='effective', stopped_at=now(), denied='1', row='', attempt=record.attempt or '0'})
     return denied()
   end
-  local attempt = new_life and 1 or (tonumber(record.attempt or '0') + 1)
+  local attempt = math.max(running, new_life and 1 or (tonumber(record.attempt or '0') + 1))
   local fields = {state='PROCESSING', outcome='', generation=new_generation, attempt=attempt, started_at=now(),
                   stopped_at='', denied='', row='', outbox='', value='', error=''}
-  if not (runs_already and pending(record)) then
+  if not (running > 0 and pending(record)) then
     for _, name in ipairs({'request', 'kind', 'cause', 'reason', 'actor', 'answer', 'previous',
                            'requested_at', 'delivered_at', 'observed_at'}) do fields[name] = '' end
   end

@@ -8,9 +8,12 @@
 local record, problem = read(KEYS[1])
 if problem == 'absent' then return {'vanished'} end
 if not record then return {'untracked', problem} end
--- A request alone: the record was lost while the task ran, and somebody has asked since.
-if not record.state then return {'vanished'} end
-if record.execution ~= ARGV[1] then return {'superseded'} end
+if record.execution ~= ARGV[1] then
+  -- Nobody runs: a request alone, as the record was lost, or what was there before an execution that could
+  -- not claim because the store was away. Whether it may have the record now is for `claim` to say.
+  local nobody = not record.state or record.state == 'ENQUEUED' or FINAL[record.state]
+  return {nobody and 'vanished' or 'superseded'}
+end
 if record.state ~= 'PROCESSING' or not pending(record) then return {'none'} end
 if not record.delivered_at then redis.call('HSET', KEYS[1], 'delivered_at', now()) end
 return {'deliver', record.cause, record.reason or '', record.actor or ''}

@@ -7,17 +7,23 @@
 --         3, 4, 5 cause, reason, actor of a cancellation that no request of the record explains
 --         6 microseconds since the body observed ('' = it did not)  7 value  8 error
 --         9 record ttl in ms  10 fields to start from where the record has vanished (JSON)
+--         11 generation of the message  12 the execution could not claim, for the store was away
 -- Answer  {'recorded', row, state, answer, cause, reason, actor} | {'superseded'} | {'untracked', why}
 -- Idempotent: the same execution gets the same answer again.
 
 local record, problem = read(KEYS[1])
 if not record and problem ~= 'absent' then return {'untracked', problem} end
 record = record or {}
-if not record.state then
-  -- Data loss or eviction, not a cancellation: what is known of the task is written again.
-  local afresh = cjson.decode(ARGV[10])
+local afresh = cjson.decode(ARGV[10])
+local known, same_send = tonumber(record.generation or '0'), (record.send or '') == afresh.send
+local lost = not record.state
+local unclaimed = ARGV[12] == '1' and record.execution ~= ARGV[1] and (
+  (record.state == 'ENQUEUED' and not (same_send and tonumber(ARGV[11]) < known))
+  or (FINAL[record.state] and not (same_send and afresh.send ~= '')))
+if lost or unclaimed then
+  -- Data loss or eviction, not a cancellation; or nobody else's: what is known of the task is written again.
+  if unclaimed then record = {} end
   afresh.state, afresh.execution = 'PROCESSING', ARGV[1]
-  write(KEYS[1], afresh)
   for name, value in pairs(afresh) do record[name] = value end
 end
 
@@ -33,6 +39,8 @@ record.row = asked and record.kind or 'none'
 local row = cjson.decode(ARGV[2])[record.row]
 if row.state == '' then return {'superseded'} end
 
+if unclaimed then redis.call('DEL', KEYS[1]) end
+if lost or unclaimed then write(KEYS[1], afresh) end
 local moment = now()
 local fields = {stopped_at=moment, row=record.row, value=ARGV[7], error=ARGV[8]}
 if ARGV[6] ~= '' and not record.observed_at then fields.observed_at = earlier(moment, ARGV[6]) end
@@ -43,7 +51,8 @@ elseif ARGV[3] ~= '' then
 end
 if row.state == 'ENQUEUED' then
   fields.state = 'ENQUEUED'
-  if row.next_generation then fields.generation = tonumber(record.generation or '0') + 1 end
+  -- A message that goes back to the broker comes again with the generation it had.
+  fields.generation = row.next_generation and tonumber(record.generation or '0') + 1 or ARGV[11]
 else
   fields.state, fields.outcome = 'FINISHING', row.state
 end

@@ -5,9 +5,15 @@
 --         7 record ttl in ms
 -- Answer  {'complete', outcome, value, cause, reason, actor}: write Celery's result, then settle
 --         | {'left', why}: somebody else sees to it
+-- Idempotent: the same recovery gets the same answer again.
 
 local record, problem = read(KEYS[1])
 if not record then return {'left', problem} end
+local function complete()
+  return {'complete', record.outcome, record.value or '', record.cause or '', record.reason or '', record.actor or ''}
+end
+
+if record.execution == ARGV[5] and record.state == 'FINISHING' then return complete() end
 if record.execution ~= ARGV[1] or record.owner ~= ARGV[2] then return {'left', 'changed'} end
 
 local fields = {execution=ARGV[5], owner=ARGV[3], worker=ARGV[4]}
@@ -28,4 +34,4 @@ elseif record.state ~= 'FINISHING' then
 end
 write(KEYS[1], fields)
 if KEYS[2] then redis.call('SADD', KEYS[2], ARGV[6]); keep_for(KEYS[2], ARGV[7]) end
-return {'complete', record.outcome, record.value or '', record.cause or '', record.reason or '', record.actor or ''}
+return complete()

@@ -10,7 +10,6 @@
 -- The wake-up of the owner is appended here as well, to a stream that has to exist: a client that did it
 -- in a second step would cost every revoke a round trip, and might not live to do it.
 
-local RANK = {requeue=0, revoke=1, delete=2}
 local kind = ARGV[2]
 local record, problem = read(KEYS[1])
 if not record and problem ~= 'absent' then return {'unreadable', problem} end
@@ -33,7 +32,7 @@ if pending(record) and RANK[record.kind] >= RANK[kind] then return answer('refus
 write(KEYS[1], {v=FORMAT, request=ARGV[1], kind=kind, cause=ARGV[3], reason=ARGV[4], actor=ARGV[5],
                 answer='pending', previous=state, requested_at=now(), delivered_at='', observed_at=''})
 keep_for(KEYS[1], ARGV[8])
-local agent = state == 'PROCESSING' and string.match(record.owner or '', '^(.*)%.%d+$')
+local agent = state == 'PROCESSING' and agent_of(record.owner)
 if agent then
   redis.pcall('XADD', ARGV[10] .. agent, 'NOMKSTREAM', 'MAXLEN', '~', ARGV[11], '*',
               'task', ARGV[9], 'execution', record.execution)

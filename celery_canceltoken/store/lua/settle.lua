@@ -5,7 +5,7 @@
 --         wrote instead of the decided one ('' = none), channel of those who wait for the end
 -- Answer  per record 1 if it was settled now
 
-local count, owner = tonumber(ARGV[1]), ARGV[2]
+local count, agent = tonumber(ARGV[1]), agent_of(ARGV[2])
 local answers = {}
 for i = 1, count do
   local key, at = KEYS[i], 3 + (i - 1) * 4
@@ -19,7 +19,9 @@ for i = 1, count do
     if record.request then redis.call('PUBLISH', channel, final) end
     answers[i] = 1
   end
-  if KEYS[count + 1] and (answers[i] == 1 or not record or record.owner ~= owner or record.state ~= 'PROCESSING') then
+  local still_ours = record and answers[i] == 0 and agent_of(record.owner) == agent
+    and (record.state == 'PROCESSING' or record.state == 'FINISHING')
+  if KEYS[count + 1] and not still_ours then
     redis.call('SREM', KEYS[count + 1], task_id)
   end
 end
