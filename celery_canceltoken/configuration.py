@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, finalize
 
 from celery import Celery
 
@@ -59,6 +59,8 @@ def client_store(app: Celery) -> RedisStore:
     if store is None:
         made = RedisStore(_plans[app], _settings[app], connections=_CLIENT_CONNECTIONS)
         store = _client_stores.setdefault(app, made)
+        if store is made:
+            finalize(app, made.close)
     return store
 
 

@@ -13,7 +13,7 @@ from celery.exceptions import ChordError, TaskRevokedError
 from celery_canceltoken import revoke
 from tests.e2e.conftest import Job
 from tests.support.waiting import wait_until
-from tests.support.workers import CeleryWorker
+from tests.support.workers import CeleryWorker, WorkerFactory
 
 
 def test_rest_of_the_chain_is_revoked(shared_worker: CeleryWorker) -> None:
@@ -70,18 +70,21 @@ def test_errbacks_of_a_task_that_never_started_are_called(shared_worker: CeleryW
     assert job.starts() == 0
 
 
-def test_event_is_sent(worker_factory: Any) -> None:
+def test_event_is_sent(worker_factory: WorkerFactory, request: pytest.FixtureRequest) -> None:
     """A `task-revoked` event reaches whoever listens, and no `task-failed`."""
     worker = worker_factory(pool="threads", arguments=["--events"])
     events: list[dict[str, Any]] = []
+    receiver = worker.client.events.Receiver(
+        worker.client.connection_for_read(), handlers={"*": events.append}
+    )
 
     def listen() -> None:
-        with worker.client.connection_for_read() as connection:
-            receiver = worker.client.events.Receiver(connection, handlers={"*": events.append})
-            with contextlib.suppress(TimeoutError):
-                receiver.capture(limit=None, timeout=5, wakeup=True)
+        with receiver.connection, contextlib.suppress(TimeoutError):
+            receiver.capture(limit=None, timeout=5, wakeup=True)
 
-    threading.Thread(target=listen, daemon=True).start()
+    listener = threading.Thread(target=listen)
+    listener.start()
+    request.addfinalizer(lambda: setattr(receiver, "should_stop", True) or listener.join(10))
     wait_until(lambda: events, description="the listener hears of the worker")
     job = Job(worker.client.tasks["wait"].apply_async((30,))).wait_until_started()
     revoke(job.result).wait(10)
