@@ -80,7 +80,7 @@ class ConnectionPlan:
         pool = redis.BlockingConnectionPool.from_url(
             _redis_py_url(self.url), max_connections=connections, timeout=timeout, **options
         )
-        return redis.Redis(connection_pool=pool)
+        return redis.Redis.from_pool(pool)
 
     def _sentinel_client(self, options: dict[str, Any], connections: int, timeout: float) -> redis.Redis:
         master = options.pop("master_name", None)

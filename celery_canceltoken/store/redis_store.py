@@ -77,7 +77,6 @@ class RedisStore:
     def close(self) -> None:
         """Close all connections. The next call opens new ones."""
         self._client.close()
-        self._client.connection_pool.disconnect()
 
     # -- bodies
 

@@ -50,23 +50,30 @@ def make_app(
         big_return,
         unserializable,
         whoami,
+        old_errback,
+        burn,
     ):
-        app.task(name=function.__name__, base=CancellableTask)(function)
+        app.task(shared=False, name=function.__name__, base=CancellableTask)(function)
     for function in (retry_until, replace_until, reject_back_once, retry_when_told, replace_by_chain):
-        app.task(name=function.__name__, base=CancellableTask, bind=True, max_retries=None)(function)
-    app.task(name="late_wait", base=CancellableTask, acks_late=True)(wait)
-    app.task(name="late_wait_back", base=CancellableTask, acks_late=True, reject_on_worker_lost=True)(wait)
-    app.task(name="late_gate", base=CancellableTask, acks_late=True)(return_unlooked)
+        app.task(shared=False, name=function.__name__, base=CancellableTask, bind=True, max_retries=None)(
+            function
+        )
+    app.task(shared=False, name="late_wait", base=CancellableTask, acks_late=True)(wait)
     app.task(
+        shared=False, name="late_wait_back", base=CancellableTask, acks_late=True, reject_on_worker_lost=True
+    )(wait)
+    app.task(shared=False, name="late_gate", base=CancellableTask, acks_late=True)(return_unlooked)
+    app.task(
+        shared=False,
         name="autoretry",
         base=CancellableTask,
         autoretry_for=(Exception,),
         max_retries=5,
         default_retry_delay=0,
     )(look_and_raise)
-    app.task(name="limited", base=CancellableTask, time_limit=1)(return_unlooked)
-    app.task(name="note_error")(note_error)
-    app.task(name="note_value")(note_value)
+    app.task(shared=False, name="limited", base=CancellableTask, time_limit=1)(return_unlooked)
+    app.task(shared=False, name="note_error")(note_error)
+    app.task(shared=False, name="note_value")(note_value)
     return app
 
 
@@ -200,6 +207,20 @@ def unserializable(token: CancellationToken) -> Any:
 
 def whoami(token: CancellationToken | None = None) -> list[Any]:
     return [os.getpid(), token is not None and token.can_be_cancelled]
+
+
+def old_errback(task_id: str, token: CancellationToken = CancellationToken.none) -> None:
+    note("old-errback", task_id)
+
+
+def burn(seconds: float, token: CancellationToken) -> str:
+    """Computes without ever yielding, to greenlets for instance."""
+    note("started")
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if token.cancel_requested:
+            token.raise_if_cancelled()
+    return "burnt"
 
 
 def retry_until(self: Any, times: int, token: CancellationToken) -> int:
