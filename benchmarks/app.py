@@ -7,6 +7,7 @@ import time
 
 from celery import Celery, Task
 
+from benchmarks.stream_reader import STAMPS
 from celery_canceltoken import CancellableTask, CancellationToken
 
 __all__ = ["READY", "make_app"]
@@ -34,11 +35,12 @@ def cancellable_task(token: CancellationToken, seconds: float = 0.0) -> None:
     token.sleep(seconds)
 
 
-def wait_for_cancellation(self: CancellableTask, token: CancellationToken) -> int:
-    """Return the moment at which the wait has ended; the clock is the same in all processes."""
+def wait_for_cancellation(self: CancellableTask, token: CancellationToken) -> None:
+    """Note the moment at which the wait has ended; the clock is the same in all processes."""
     self.backend.client.rpush(READY, self.request.id)
     token.wait(30)
-    return time.monotonic_ns()
+    now = time.monotonic_ns()
+    self.backend.client.rpush(STAMPS, now)
 
 
 app = make_app(

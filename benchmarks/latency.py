@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +14,7 @@ from benchmarks.app import READY, make_app
 from benchmarks.processes import Background, worker
 from benchmarks.report import Row
 from benchmarks.stream_reader import STAMPS, STREAM
-from celery_canceltoken import revoke
+from celery_canceltoken import State, revoke
 
 __all__ = ["measure"]
 
@@ -72,11 +71,11 @@ def _revoke_to_observed(app: Celery, client: redis.Redis, pool: str) -> float:
     _rest()
     began = time.monotonic_ns()
     handle = revoke(result)
-    handle.wait(timeout=30)
-    record = handle.record()
-    if record is None or record.value is None:
-        raise RuntimeError(f"the body was not told: {record}")
-    return _milliseconds_since(began, json.loads(record.value))
+    sample = _milliseconds_since(began, _pop(client, STAMPS))
+    outcome = handle.wait(timeout=30)
+    if outcome.state is not State.REVOKED:
+        raise RuntimeError(f"the body was not told: {outcome}")
+    return sample
 
 
 def _rest() -> None:
@@ -91,7 +90,7 @@ def _pop(client: redis.Redis, key: str) -> str:
     return str(popped[1])
 
 
-def _milliseconds_since(began: int, moment: str | int) -> float:
+def _milliseconds_since(began: int, moment: str) -> float:
     return (int(moment) - began) / 1e6
 
 

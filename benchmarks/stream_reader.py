@@ -11,6 +11,7 @@ __all__ = ["STAMPS", "STREAM"]
 
 STREAM = "bench:stream"
 STAMPS = "bench:stamps"
+"""The list on which both kinds of readers say when they were woken: what follows is the same for both."""
 
 
 def main(url: str) -> None:
