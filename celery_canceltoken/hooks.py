@@ -33,10 +33,13 @@ logger = logging.getLogger("celery_canceltoken.worker")
 class AgentStep(bootsteps.StartStopStep):
     """The agent's place in the worker.
 
-    It is made before any step starts, so that children inherit the way to it. It is not stopped
-    in the order of steps but after the last of them: revokes and heartbeats have to go on while
-    the pool waits for its bodies.
+    It is made before any step starts, so that children inherit the way to it, and started after
+    the pool, so that its first threads find the first children forked. It is not stopped in the
+    order of steps but after the last of them: revokes and heartbeats have to go on while the pool
+    waits for its bodies.
     """
+
+    requires = ("celery.worker.components:Pool",)
 
     def __init__(self, worker: Any, **options: Any) -> None:
         super().__init__(worker, **options)

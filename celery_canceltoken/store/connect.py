@@ -13,6 +13,7 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from celery_canceltoken.errors import SettingsError
+from celery_canceltoken.store.fork_guard import with_fork_guard
 
 __all__ = ["ConnectionPlan", "is_redis_url"]
 
@@ -59,14 +60,17 @@ class ConnectionPlan:
                 "options, and percent-encode special characters in the password",
             ) from None
 
-    def client(self, *, timeout: float, connections: int) -> redis.Redis:
+    def client(
+        self, *, timeout: float, connections: int, connect_timeout: float | None = None
+    ) -> redis.Redis:
         """Return a client of at most *connections* connections, each wait limited to *timeout* seconds.
 
-        Threads beyond that number wait for a free connection, *timeout* seconds at most.
+        Threads beyond that number wait for a free connection, *timeout* seconds at most. Connecting
+        takes *connect_timeout* seconds at most, where that is to be less.
         """
         options: dict[str, Any] = {
             "socket_timeout": timeout,
-            "socket_connect_timeout": timeout,
+            "socket_connect_timeout": connect_timeout or timeout,
             "decode_responses": True,
             "encoding_errors": "replace",
             # A connection the server closed while it idled is worth one more try. Nothing else is: redis-py's
@@ -80,6 +84,7 @@ class ConnectionPlan:
         pool = redis.BlockingConnectionPool.from_url(
             _redis_py_url(self.url), max_connections=connections, timeout=timeout, **options
         )
+        pool.connection_class = with_fork_guard(pool.connection_class)
         return redis.Redis.from_pool(pool)
 
     def _sentinel_client(self, options: dict[str, Any], connections: int, timeout: float) -> redis.Redis:

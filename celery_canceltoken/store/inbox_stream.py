@@ -31,7 +31,9 @@ class InboxStream:
         self._block = settings.heartbeat_interval * 2
         # The read is meant to wait: its limit is how long an idle server may stay silent, and then some.
         timeout = self._block + settings.store_timeout + 1.0
-        self._client: Any = plan.client(timeout=timeout, connections=1)
+        self._client: Any = plan.client(
+            timeout=timeout, connections=1, connect_timeout=settings.store_timeout
+        )
         self._last_id = "0-0"
         self._created = False
 

@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from celery_canceltoken.native import Empty, SimpleQueue
 from celery_canceltoken.worker.check import Check
 from celery_canceltoken.worker.chore import Chore
 from celery_canceltoken.worker.heartbeat import Heartbeat
-from celery_canceltoken.worker.native import Empty, SimpleQueue
 from celery_canceltoken.worker.recovery import Janitor
 from celery_canceltoken.worker.service import Service
 from celery_canceltoken.worker.settling import Settler

@@ -6,7 +6,7 @@ import logging
 from abc import ABC, abstractmethod
 
 from celery_canceltoken.errors import StoreUnavailableError
-from celery_canceltoken.worker.native import Empty, NativeThread, SimpleQueue
+from celery_canceltoken.native import Empty, NativeThread, SimpleQueue
 
 __all__ = ["Service"]
 

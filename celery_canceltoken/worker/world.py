@@ -8,8 +8,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+from celery_canceltoken.native import is_green
 from celery_canceltoken.token import run_in_thread
-from celery_canceltoken.worker.native import is_green
 
 __all__ = ["GreenWorld", "ThreadWorld", "World", "world_of_this_process"]
 

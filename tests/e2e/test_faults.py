@@ -170,6 +170,7 @@ def test_request_in_a_lost_record_is_obeyed(worker_factory: WorkerFactory) -> No
     handle = revoke(job.result, reason="anyway")
     assert handle.previous is None
     assert handle.wait(10).state is State.REVOKED
+    job.wait_until_noted("signal-task_revoked")
     assert job.journal() == ["started", "observed", "signal-task_revoked"]
 
 

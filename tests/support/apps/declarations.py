@@ -67,7 +67,7 @@ def quoted(rows: int, token: CancellationToken) -> None:  # the future import ma
     _body(rows, token)
 
 
-def for_checkers_only(rows: int, token: only_for_checkers.Optional[CancellationToken] = None) -> None:
+def for_checkers_only(rows: int, token: only_for_checkers.Optional[CancellationToken] = None) -> None:  # noqa: UP045
     assert token is not None
     _body(rows, token)
 
