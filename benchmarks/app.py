@@ -1,4 +1,4 @@
-"""The app whose workers are measured, and the same app without a single cancellable task."""
+"""The app whose workers are measured."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ READY = "bench:ready"
 """The list on which a body says that it is about to wait for its token."""
 
 
-def make_app(url: str, *, plain: bool = False) -> Celery:
-    """Return the app; a `plain` one has no cancellable task, so that its workers have no agent."""
+def make_app(url: str) -> Celery:
+    """Return the app, bound to that server."""
     app = Celery("bench", broker=url, backend=url, set_as_current=False)
     app.conf.broker_connection_retry_on_startup = True
     app.task(base=Task, name="plain")(plain_task)
-    if not plain:
-        app.task(base=CancellableTask, name="cancellable")(cancellable_task)
-        app.task(base=CancellableTask, name="wait_for_cancellation", bind=True)(wait_for_cancellation)
+    app.task(base=CancellableTask, name="cancellable")(cancellable_task)
+    app.task(base=CancellableTask, name="wait_for_cancellation", bind=True)(wait_for_cancellation)
     return app
 
 
@@ -43,7 +42,4 @@ def wait_for_cancellation(self: CancellableTask, token: CancellationToken) -> No
     self.backend.client.rpush(STAMPS, now)
 
 
-app = make_app(
-    os.environ.get("CANCELTOKEN_BENCH_URL", "redis://localhost:6379/0"),
-    plain="CANCELTOKEN_BENCH_PLAIN" in os.environ,
-)
+app = make_app(os.environ.get("CANCELTOKEN_BENCH_URL", "redis://localhost:6379/0"))

@@ -56,12 +56,11 @@ class Background:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def worker(url: str, pool: str, *, queue: str, ready: Callable[[], bool], plain: bool = False) -> Background:
+def worker(url: str, pool: str, *, queue: str, ready: Callable[[], bool]) -> Background:
     """A `celery worker` of four bodies (solo: one), with what Celery does by default but talk to others."""
     return Background(
         *("celery", "-A", "benchmarks.app", "worker", "--pool", pool, "--concurrency", "4"),
         *("--queues", queue, "--hostname", f"{queue}@bench", "--without-gossip", "--without-mingle"),
         ready=ready,
         CANCELTOKEN_BENCH_URL=url,
-        **({"CANCELTOKEN_BENCH_PLAIN": "1"} if plain else {}),
     )

@@ -24,7 +24,7 @@ LEGEND = """\
   figure grows on a machine without a free core.
 - *commands*: what reaches the server over the worker's connections, as MONITOR shows it. *Its worker's* are
   those that no body waits for; *by difference* counts everything, less the same for a plain task.
-- *connections*: of a worker that has used all four bodies, less those of a plain one.
+- *connections*: the open ones of a worker that has used all four bodies and has stopped a task.
 """
 
 

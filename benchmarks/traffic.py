@@ -9,10 +9,11 @@ import redis
 from celery import Celery
 from celery.result import AsyncResult
 
-from benchmarks.app import make_app
+from benchmarks.app import READY, make_app
 from benchmarks.monitor import Commands, watch
 from benchmarks.processes import worker
 from benchmarks.report import Row
+from celery_canceltoken import revoke
 from examples.embedded_valkey import EmbeddedServer
 
 __all__ = ["measure_commands", "measure_connections"]
@@ -56,19 +57,24 @@ def measure_commands(server: EmbeddedServer, idle_seconds: float) -> Iterator[Ro
 
 
 def measure_connections(server: EmbeddedServer) -> Iterator[Row]:
-    """Count the connections of a worker that has done some work, and of a plain one after the same."""
-    for pool in ("prefork", "threads"):
-        plain, cancellable = (_connections(server, pool, plain) for plain in (True, False))
-        yield Row(f"connections, {pool} -c 4", f"{cancellable - plain} (and {plain} of Celery's)")
-
-
-def _connections(server: EmbeddedServer, pool: str, plain: bool) -> int:
+    """Count the open connections of a worker whose four bodies have worked, and one of which was stopped."""
     app, socket_url = _driver(server)
-    probe = app.tasks["plain"].apply_async(queue=QUEUE)
-    with worker(server.url, pool, queue=QUEUE, ready=probe.ready, plain=plain):
-        _burst(app, "plain" if plain else "cancellable", 100, 0.02)
-        with redis.Redis.from_url(socket_url) as client:
-            return sum("U" not in one["flags"] for one in client.client_list())
+    for pool in ("prefork", "threads"):
+        probe = app.tasks["plain"].apply_async(queue=QUEUE)
+        with (
+            redis.Redis.from_url(socket_url, decode_responses=True) as client,
+            watch(socket_url) as commands,
+            worker(server.url, pool, queue=QUEUE, ready=probe.ready),
+        ):
+            _burst(app, "cancellable", 100, 0.02)
+            result = app.tasks["wait_for_cancellation"].apply_async(queue=QUEUE)
+            client.blpop([READY], timeout=30)
+            revoke(result).wait(timeout=30)
+            ports = {
+                one["addr"].rpartition(":")[2] for one in client.client_list() if "U" not in one["flags"]
+            }
+        ours = len(ports & commands.connections_of_extension)
+        yield Row(f"connections, {pool} -c 4", f"{ours} (and {len(ports) - ours} of Celery's)")
 
 
 def _driver(server: EmbeddedServer) -> tuple[Celery, str]:
