@@ -1,0 +1,31 @@
+"""How the documentation is built: `sphinx-build -W -b html docs docs/_build/html`. Nothing is fetched."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import celery_canceltoken
+
+project = "celery_canceltoken"
+author = "celery_canceltoken contributors"
+copyright = author
+version = release = celery_canceltoken.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+myst_enable_extensions = ["deflist"]
+myst_heading_anchors = 3
+
+# The docstrings say `name` for code, as the rest of the project does.
+default_role = "code"
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+
+html_theme = "furo"
+html_title = f"celery_canceltoken {release}"
+html_copy_source = False
+html_show_copyright = False
