@@ -29,3 +29,22 @@ html_theme = "furo"
 html_title = f"celery_canceltoken {release}"
 html_copy_source = False
 html_show_copyright = False
+
+
+# Napoleon takes what stands before a colon in the docstring of an attribute for its type. Ours are sentences.
+_docstrings_of_attributes = {}
+
+
+def setup(app):
+    app.connect("autodoc-process-docstring", _put_aside, priority=400)
+    app.connect("autodoc-process-docstring", _put_back, priority=600)
+
+
+def _put_aside(_app, what, name, *rest):
+    if what in {"attribute", "property"}:
+        _docstrings_of_attributes[name] = list(rest[-1])
+
+
+def _put_back(_app, _what, name, *rest):
+    if name in _docstrings_of_attributes:
+        rest[-1][:] = _docstrings_of_attributes.pop(name)
