@@ -16,7 +16,7 @@ INBOX_LENGTH = 1000
 
 
 class InboxStream:
-    """The reading end. One thread reads; any thread may interrupt."""
+    """The reading end. It belongs to one thread, which an entry without a task wakes to no end."""
 
     def __init__(
         self,
@@ -54,9 +54,12 @@ class InboxStream:
         """The server was away and may have come back empty: create the stream again before reading."""
         self._created = False
 
-    def interrupt(self) -> None:
-        """End a waiting read."""
-        self._client.connection_pool.disconnect()
+    def remove(self) -> None:
+        """Delete the stream and close the connection."""
+        try:
+            self._call(lambda: self._client.delete(self._key))
+        finally:
+            self._client.close()
 
     def _read(self) -> Any:
         if not self._created:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -40,6 +41,8 @@ __all__ = ["RedisStore"]
 T = TypeVar("T")
 
 _SCRIPTS = ("adopt", "claim", "deliver", "finish", "keep", "observe", "recover", "request", "settle")
+_PATIENCE = 20
+"""Store timeouts that a call may wait for its turn."""
 _PROBLEMS = {
     "damaged": "damaged; delete the key to start afresh",
     "newer": f"written by a newer release; this one reads format {FORMAT}",
@@ -65,6 +68,8 @@ class RedisStore:
         self._plan = plan
         self._settings = settings
         self._breaker = breaker
+        # A store with one connection is one thread's own; under gevent a native one's: no place for a lock.
+        self._turns = threading.BoundedSemaphore(connections) if connections > 1 else None
         self.keys = Keys(settings.prefix)
         # redis-py annotates one answer for its sync and its async client: useless to a type checker.
         self._client: Any = plan.client(timeout=settings.store_timeout, connections=connections)
@@ -158,7 +163,7 @@ class RedisStore:
 
     def is_alive(self, owner: str) -> bool:
         """Tell whether *owner* holds its lease."""
-        return bool(self.call(lambda: self._client.exists(self.keys.lease(owner))))
+        return bool(self._call(lambda: self._client.exists(self.keys.lease(owner))))
 
     # -- clients
 
@@ -209,20 +214,20 @@ class RedisStore:
                     raise
                 raise RecordUnreadableError(key, _PROBLEMS["damaged"]) from error
 
-        fields = self.call(read)
+        fields = self._call(read)
         return parse_record(key, task_id, fields) if fields else None
 
     def end_of(self, task_id: str) -> EndSubscription:
         """Listen for the end of a task. Subscribe first, then read the record: nothing is missed."""
         # A connection of its own: waits would use up the pool that those who answer them need.
         client = self._plan.client(timeout=self._settings.store_timeout, connections=1)
-        return EndSubscription(client, self.keys.stopped(task_id), self.call)
+        return EndSubscription(client, self.keys.stopped(task_id), self._attempt)
 
     # -- agents
 
     def inbox_of(self, owner: str) -> InboxStream:
         """The reading end of an agent's inbox, on a connection of its own."""
-        return InboxStream(self._plan, self._settings, self.keys.inbox(owner), self.call)
+        return InboxStream(self._plan, self._settings, self.keys.inbox(owner), self._attempt)
 
     def announce(self, owner: str) -> None:
         """Begin a new incarnation: its lease, and its place in the list of owners."""
@@ -235,12 +240,12 @@ class RedisStore:
                 pipeline.pexpire(key, self._record_ttl)
             pipeline.execute()
 
-        self.call(write)
+        self._call(write)
 
     def beat(self, owner: str) -> bool:
         """Renew the lease. False: it had lapsed, and others may have taken over."""
         lease = self.keys.lease(owner)
-        return bool(self.call(lambda: self._client.set(lease, "1", px=self._lease_ttl, xx=True)))
+        return bool(self._call(lambda: self._client.set(lease, "1", px=self._lease_ttl, xx=True)))
 
     def keep(self, owner: str, task_ids: Sequence[str]) -> None:
         """Push the expiry of an agent's own keys, and of the records it works on, away again."""
@@ -249,13 +254,11 @@ class RedisStore:
 
     def retire(self, owner: str) -> None:
         """The agent leaves in order; what it could not finish is visible as a dead owner's at once."""
+        self._call(lambda: self._client.delete(self.keys.lease(owner)))
 
-        def write() -> None:
-            pipeline = self._client.pipeline(transaction=False)
-            pipeline.delete(self.keys.lease(owner), self.keys.inbox(owner))
-            pipeline.execute()
-
-        self.call(write)
+    def wake(self, owner: str) -> None:
+        """End the wait of whoever reads the inbox of *owner*."""
+        self._call(lambda: self._client.xadd(self.keys.inbox(owner), {"wake": "1"}, nomkstream=True))
 
     def deliver(self, task_id: str, execution_id: str) -> Delivery:
         """Ask what is wanted of an execution; marks the request delivered."""
@@ -277,7 +280,7 @@ class RedisStore:
             return list(pipeline.execute(raise_on_error=False))
 
         deliveries = []
-        for (task_id, execution_id), answer in zip(executions, self.call(peek), strict=True):
+        for (task_id, execution_id), answer in zip(executions, self._call(peek), strict=True):
             quiet = not isinstance(answer, Exception) and answer[0] == execution_id and answer[1] != "pending"
             deliveries.append(
                 Delivery(DeliveryVerdict.NONE) if quiet else self.deliver(task_id, execution_id)
@@ -308,27 +311,27 @@ class RedisStore:
 
     def owners(self) -> list[str]:
         """All owners that were ever announced and not yet found empty after their death."""
-        return list(self.call(lambda: self._client.zrange(self.keys.owners, 0, -1)))
+        return list(self._call(lambda: self._client.zrange(self.keys.owners, 0, -1)))
 
     def dead(self, owners: Iterable[str]) -> list[str]:
         """Those of *owners* that hold no lease."""
         asked = list(owners)
         if not asked:
             return []
-        leases = self.call(lambda: self._client.mget([self.keys.lease(owner) for owner in asked]))
+        leases = self._call(lambda: self._client.mget([self.keys.lease(owner) for owner in asked]))
         return [owner for owner, lease in zip(asked, leases, strict=True) if lease is None]
 
     def owned_by(self, owner: str, limit: int) -> list[str]:
         """Some task ids that the agent of *owner* may have left."""
-        return list(self.call(lambda: self._client.srandmember(self.keys.owned(owner), limit)))
+        return list(self._call(lambda: self._client.srandmember(self.keys.owned(owner), limit)))
 
     def not_owned(self, owner: str, task_id: str) -> None:
         """Take an id off an agent's index."""
-        self.call(lambda: self._client.srem(self.keys.owned(owner), task_id))
+        self._call(lambda: self._client.srem(self.keys.owned(owner), task_id))
 
     def forget_owner(self, owner: str) -> None:
         """A dead owner has nothing left."""
-        self.call(lambda: self._client.zrem(self.keys.owners, owner))
+        self._call(lambda: self._client.zrem(self.keys.owners, owner))
 
     def recover(self, record: TaskRecord, *, owner: str, worker: str, recovery_id: str) -> Recovery | None:
         """Take over what the dead owner of *record* left. None: somebody else sees to it."""
@@ -360,9 +363,21 @@ class RedisStore:
         return [self.keys.inbox(owner), self.keys.owned(owner), self.keys.owners]
 
     def _run(self, script: str, keys: list[str], arguments: list[Any]) -> Any:
-        return self.call(lambda: self._scripts[script](keys=keys, args=arguments))
+        return self._call(lambda: self._scripts[script](keys=keys, args=arguments))
 
-    def call(self, call: Callable[[], T]) -> T:
+    def _call(self, call: Callable[[], T]) -> T:
+        if self._turns is None:
+            return self._attempt(call)
+        # To wait for one's turn is no outage, however many wait; but when one turns out to be, all who
+        # wait are told at once.
+        if not self._turns.acquire(timeout=self._settings.store_timeout * _PATIENCE):
+            raise StoreUnavailableError("too many calls to the store are waiting for their turn")
+        try:
+            return self._attempt(call)
+        finally:
+            self._turns.release()
+
+    def _attempt(self, call: Callable[[], T]) -> T:
         """Make one call to the server with this store's breaker and errors around it."""
         if self._breaker is not None and self._breaker.refuses():
             raise StoreUnavailableError("the store did not answer a moment ago; not tried again yet")

@@ -179,7 +179,7 @@ class Agent:
 
     def check_now(self) -> None:
         """Have the check done without waiting for its interval."""
-        self._keeper.post(self._keeper.check.hasten)
+        self._keeper.post(lambda: self._keeper.check.hasten())
 
     # -- what the store tells
 

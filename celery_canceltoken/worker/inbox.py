@@ -23,8 +23,11 @@ class Inbox(Service):
     def __init__(self, agent: Agent) -> None:
         super().__init__()
         self._agent = agent
-        self._store = agent.make_store()
-        self._stream = self._store.inbox_of(agent.owner)
+
+    def begin(self) -> None:
+        """Make the two connections: one to wait, one to ask what is wanted."""
+        self._store = self._agent.make_store()
+        self._stream = self._store.inbox_of(self._agent.owner)
 
     def turn(self) -> None:
         """Wait for wake-ups and pass them on."""
@@ -32,12 +35,11 @@ class Inbox(Service):
             self._agent.wanted(entry.execution_id, self._store)
 
     def last_turn(self) -> None:
-        """Close the connections."""
-        self._store.close()
-
-    def interrupt(self) -> None:
-        """End the blocking read."""
-        self._stream.interrupt()
+        """Take the stream away: nobody reads it any more."""
+        try:
+            self._stream.remove()
+        finally:
+            self._store.close()
 
     def store_lost(self) -> None:
         """What the server knew may be gone when it is back."""

@@ -33,13 +33,17 @@ class Keeper(Service):
     def __init__(self, agent: Agent, complete: Callable[[Recovery], None]) -> None:
         super().__init__()
         self._agent = agent
+        self._complete = complete
         self._mail: SimpleQueue[Callable[[], None]] = SimpleQueue()
+
+    def begin(self) -> None:
+        """Make the store and the chores."""
+        agent = self._agent
         self.store = agent.make_store()
-        self.heartbeat = Heartbeat(agent, self.store)
         self.check = Check(agent, self.store)
         self.settler = Settler(agent, self.store)
-        self.janitor = Janitor(agent, self.store, complete)
-        self._chores: list[Chore] = [self.heartbeat, self.settler, self.check, self.janitor]
+        janitor = Janitor(agent, self.store, self._complete)
+        self._chores: list[Chore] = [Heartbeat(agent, self.store), self.settler, self.check, janitor]
 
     def post(self, work: Callable[[], None]) -> None:
         """Have *work* done by the keeper; from any thread or greenlet, never waits."""
@@ -59,10 +63,11 @@ class Keeper(Service):
                 chore.run()
 
     def last_turn(self) -> None:
-        """Settle what has ended, give up the lease."""
+        """Settle what has ended, wake the inbox so that it can end, give up the lease."""
         self._read_mail(0.0)
         try:
             self.settler.work()
+            self.store.wake(self._agent.owner)
             self.store.retire(self._agent.owner)
         finally:
             self.store.close()

@@ -48,6 +48,9 @@ class Service(ABC):
     def interrupt(self) -> None:  # noqa: B027 - not every service has something to interrupt
         """End whatever wait the thread is in."""
 
+    def begin(self) -> None:  # noqa: B027 - likewise
+        """Make what is this thread's own: under gevent a connection belongs to the thread that made it."""
+
     @abstractmethod
     def turn(self) -> None:
         """Do one round; called again and again until the service stops."""
@@ -62,6 +65,7 @@ class Service(ABC):
         """A turn went through again after some that could not reach the store."""
 
     def _run(self) -> None:
+        self.begin()
         while not self.stopping:
             self._guarded_turn()
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import _socket
+import logging
 import socket
 import threading
 from collections import deque
@@ -12,6 +14,8 @@ from celery_canceltoken.native import is_green
 from celery_canceltoken.token import run_in_thread
 
 __all__ = ["GreenWorld", "ThreadWorld", "World", "world_of_this_process"]
+
+logger = logging.getLogger("celery_canceltoken.worker")
 
 Work = Callable[[], None]
 
@@ -60,15 +64,29 @@ class GreenWorld:
 
     def __init__(self) -> None:
         self._work: deque[Work] = deque()
-        self._reader, self._writer = socket.socketpair()
+        self._reader, writer = socket.socketpair()
+        # The receiver's end is green. Ours is Python's own: a green socket that finds its buffer full would
+        # have a native thread wait in the bodies' hub, which is not to be entered by anybody else.
+        self._writer = _socket.socket(fileno=writer.detach())
+        self._writer.setblocking(False)
+        self._notified = False
         self._stopping = False
 
     def start(self) -> None:
         """Start the receiver; under the patches a thread is a greenlet of this hub."""
+        logger.addHandler(_HandOver(self))
+        logger.propagate = False
+        for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
+            # Asked for the first time, logging takes a lock; let that not be a native thread's first time.
+            logger.isEnabledFor(level)
         threading.Thread(target=self._receive, name="canceltoken-receiver", daemon=True).start()
 
     def stop(self) -> None:
         """End the receiver."""
+        for handler in logger.handlers[:]:
+            if isinstance(handler, _HandOver) and handler.world is self:
+                logger.removeHandler(handler)
+        logger.propagate = True
         self._stopping = True
         self._notify()
 
@@ -82,19 +100,43 @@ class GreenWorld:
         self.post(lambda: run_in_thread(work))
 
     def _notify(self) -> None:
-        try:
+        if not self._notified:
+            self._notified = True
             self._writer.send(b".")
-        except BlockingIOError:
-            # So many wake-ups are waiting there that one more says nothing new.
-            return
 
     def _receive(self) -> None:
         while not self._stopping:
             self._reader.recv(4096)
+            # First this, then the work: what is left from here on brings a byte of its own.
+            self._notified = False
             while self._work:
-                self._work.popleft()()
+                work = self._work.popleft()
+                try:
+                    work()
+                except Exception:
+                    # The next one is somebody else's.
+                    logger.exception("something that was left for the bodies' world failed")
         self._reader.close()
         self._writer.close()
+
+
+class _HandOver(logging.Handler):
+    """Has what native threads log written in the bodies' world.
+
+    The locks of all other handlers are green ones by now. A native thread that finds one taken
+    would wait for ever.
+    """
+
+    def __init__(self, world: GreenWorld) -> None:
+        super().__init__()
+        self.world = world
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Leave the record, without a lock."""
+        parent = logger.parent
+        if parent is not None:
+            self.world.post(lambda: parent.handle(record))
+        return True
 
 
 def world_of_this_process() -> World:
