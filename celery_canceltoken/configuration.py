@@ -76,14 +76,19 @@ def _connection_of(app: Celery, settings: Settings) -> tuple[ConnectionPlan, str
     """Return where the store is, and the key prefix that comes with a borrowed URL."""
     if settings.redis_url:
         return ConnectionPlan(settings.redis_url), ""
+    # As attributes: Celery's own way to look, which heeds its environment variables as well.
     conf = app.conf
-    backend = conf.get("result_backend")
+    backend = conf.result_backend
     if is_redis_url(backend):
         transport = conf.get("result_backend_transport_options") or {}
         ssl = conf.get("redis_backend_use_ssl")
         return _borrowed(backend, "result_backend", transport, ssl)
-    broker = conf.get("broker_write_url") or conf.get("broker_url")
-    broker = broker[0] if isinstance(broker, (list, tuple)) and broker else broker
+    broker: Any = conf.broker_write_url or conf.broker_url
+    if isinstance(broker, (list, tuple)) and broker:
+        broker = broker[0]
+    if isinstance(broker, str) and not broker.startswith("sentinel://"):
+        # Several to fail over between: the first one holds the records.
+        broker = broker.partition(";")[0]
     if is_redis_url(broker):
         transport = conf.get("broker_transport_options") or {}
         return _borrowed(str(broker), "broker_url", transport, conf.get("broker_use_ssl"))
@@ -96,10 +101,10 @@ def _connection_of(app: Celery, settings: Settings) -> tuple[ConnectionPlan, str
 
 def _borrowed(url: str, setting: str, transport: Mapping[str, Any], ssl: Any) -> tuple[ConnectionPlan, str]:
     options = {name: transport[name] for name in _BORROWED_OPTIONS if transport.get(name) is not None}
+    if ssl and url.startswith("redis://"):
+        url = "rediss" + url[len("redis") :]
     if isinstance(ssl, Mapping):
         options.update({name if name.startswith("ssl_") else f"ssl_{name}": ssl[name] for name in ssl})
-        if url.startswith("redis://"):
-            url = "rediss" + url[len("redis") :]
     return ConnectionPlan(url, setting, options), str(transport.get("global_keyprefix") or "")
 
 

@@ -88,7 +88,9 @@ class ConnectionPlan:
         return redis.Redis.from_pool(pool)
 
     def _sentinel_client(self, options: dict[str, Any], connections: int, timeout: float) -> redis.Redis:
-        master = options.pop("master_name", None)
+        master = options.pop("master_name", None) or dict(parse_qsl(urlsplit(self.url).query)).get(
+            "master_name"
+        )
         if not master:
             problem = "sentinel:// needs `master_name` in its transport options: "
             raise SettingsError(self.setting, problem + _without_password(self.url))
@@ -144,8 +146,8 @@ def _check(url: str) -> None:
 
 def _without_password(url: str) -> str:
     scheme, _, rest = url.partition("://")
-    shown, query, _ = rest.partition("?")
-    _, at, server = shown.rpartition("@")
+    _, at, tail = rest.rpartition("@")
+    server, query, _ = tail.partition("?")
     return f"{scheme}://{'***@' if at else ''}{server}{'?...' if query else ''}"
 
 

@@ -55,11 +55,12 @@ class InboxStream:
         self._created = False
 
     def remove(self) -> None:
-        """Delete the stream and close the connection."""
-        try:
-            self._call(lambda: self._client.delete(self._key))
-        finally:
-            self._client.close()
+        """Delete the stream: nobody will read it any more."""
+        self._call(lambda: self._client.delete(self._key))
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
 
     def _read(self) -> Any:
         if not self._created:

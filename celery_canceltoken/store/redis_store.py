@@ -140,7 +140,7 @@ class RedisStore:
         }
         verdict, *rest = self._run(
             "finish",
-            [self.keys.record(claim.task_id)],
+            [self.keys.record(claim.task_id), self.keys.owned(claim.owner)],
             [
                 claim.execution_id,
                 json.dumps(rows),
@@ -154,6 +154,7 @@ class RedisStore:
                 json.dumps(afresh),
                 claim.generation,
                 int(finish.unclaimed),
+                claim.task_id,
             ],
         )
         if verdict != "recorded":
@@ -230,10 +231,15 @@ class RedisStore:
         return InboxStream(self._plan, self._settings, self.keys.inbox(owner), self._attempt)
 
     def announce(self, owner: str) -> None:
-        """Begin a new incarnation: its lease, and its place in the list of owners."""
+        """Begin a new incarnation: its lease, and its place in the list of owners.
+
+        The scripts go along, so that the first request does not have to bring them.
+        """
 
         def write() -> None:
             pipeline = self._client.pipeline(transaction=False)
+            for name in _SCRIPTS:
+                pipeline.script_load(script_source(name))
             pipeline.set(self.keys.lease(owner), "1", px=self._lease_ttl)
             pipeline.zadd(self.keys.owners, {owner: 0})
             for key in self._agent_keys(owner):
@@ -287,9 +293,9 @@ class RedisStore:
             )
         return deliveries
 
-    def observe(self, task_id: str, execution_id: str) -> None:
-        """Record that the body has seen its token tripped."""
-        self._run("observe", [self.keys.record(task_id)], [execution_id])
+    def observe(self, task_id: str, execution_id: str, ago: float = 0.0) -> None:
+        """Record that the body has seen its token tripped, *ago* seconds before now."""
+        self._run("observe", [self.keys.record(task_id)], [execution_id, int(ago * 1_000_000)])
 
     def settle(self, owner: str, ended: Sequence[Ended]) -> None:
         """Make outcomes final, in one command."""

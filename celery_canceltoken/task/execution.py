@@ -70,7 +70,7 @@ class Execution:
 
     def _observed(self) -> None:
         if self.runtime is not None:
-            self.runtime.port.observed(self.execution_id)
+            self.runtime.port.observed(self.execution_id, self.source.observed_at or time.monotonic())
 
     @property
     def cause(self) -> Cause | None:
@@ -187,14 +187,11 @@ class Execution:
 
     def close(self, celery_state: str | None) -> None:
         """Celery's result is written: leave the rest to the agent."""
-        if self.runtime is None or self.claim is None:
+        if self.runtime is None or self.claim is None or self.decided is None:
+            # Nothing was decided: the child is about to end, and the parent says what becomes of the task.
             return
         self.runtime.bodies.remove(self.execution_id)
-        failed_after_all = (
-            celery_state == celery_states.FAILURE
-            and self.decided is not None
-            and self.decided.state is State.SUCCEEDED
-        )
+        failed_after_all = celery_state == celery_states.FAILURE and self.decided.state is State.SUCCEEDED
         instead = State.FAILED if failed_after_all else None
         self.runtime.port.ended(Ended(self.execution_id, self.request.id, instead), self.owed)
 
@@ -202,8 +199,8 @@ class Execution:
 @cache
 def _warn_of_missing_agent() -> None:
     logger.warning(
-        "this worker has no agent, so its tasks run untracked and cannot be cancelled; import "
-        "celery_canceltoken in the module that makes the app, so that it is known when the worker starts"
+        "this worker has no agent, so its tasks run untracked and cannot be cancelled; import Cancellable"
+        "Task from celery_canceltoken in the module that makes the app, so that it is there when the worker starts"
     )
 
 
@@ -225,6 +222,7 @@ def perform(task: Task[Any, Any], call: Callable[[], Any]) -> Any:
     refusal = execution.begin()
     setattr(request, _ATTRIBUTE, execution)
     if refusal is not None:
+        execution.decided = decide(Ending.CANCELLED, refusal.cause, observed=False)
         _end_as_revoked(task, request, refusal)
     ending, value, error = _run(execution, call)
     verdict = execution.conclude(ending, value, error)
@@ -306,6 +304,7 @@ def _end_as_revoked(task: Task[Any, Any], request: Any, cancellation: Cancellati
         call_errbacks=True,
         state=celery_states.REVOKED,
     )
+    logger.info("Task %s[%s] revoked: %s", task.name, request.id, reason)
     raise Revoked(reason)
 
 
@@ -317,8 +316,6 @@ def _stores_errors(task: Task[Any, Any], request: Any) -> bool:
 
 
 def _kept_value(value: Any) -> str:
-    if value is None:
-        return ""
     try:
         text = json.dumps(value)
     except (TypeError, ValueError, RecursionError):

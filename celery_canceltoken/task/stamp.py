@@ -31,9 +31,9 @@ class Stamp:
     @classmethod
     def of(cls, headers: Mapping[str, Any] | None) -> Stamp:
         """The stamp that *headers* carry; the default one where another program sent the message."""
-        send = (headers or {}).get(_SEND)
+        send = (headers or {}).get(_SEND, "")
         generation = (headers or {}).get(_GENERATION)
-        if not isinstance(send, str) or not 0 < len(send) <= 64 or not send.isprintable():
+        if not isinstance(send, str) or len(send) > 64 or not send.isprintable():
             return cls()
         if isinstance(generation, bool) or not isinstance(generation, int) or not 0 <= generation < 2**31:
             generation = 0

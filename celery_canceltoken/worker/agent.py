@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -147,12 +148,14 @@ class Agent:
         if claim.owner != self.owner:
             self._keeper.post(lambda: self._adopt(execution, self._keeper.store))
 
-    def observed(self, execution_id: str) -> None:
-        """The body has seen that it is to stop."""
+    def observed(self, execution_id: str, at: float) -> None:
+        """The body has seen that it is to stop, at a time of the monotonic clock."""
         execution = self._live.get(execution_id)
         if execution is not None:
             task_id = execution.claim.task_id
-            self._keeper.post(lambda: self._keeper.store.observe(task_id, execution_id))
+            self._keeper.post(
+                lambda: self._keeper.store.observe(task_id, execution_id, time.monotonic() - at)
+            )
 
     def ended(self, ended: Ended, owed: Finish | None) -> None:
         """The execution is over and Celery's result is written."""
@@ -214,7 +217,9 @@ class Agent:
         # Data loss, eviction, an outage at its start: no cancellation, unless another has the id now.
         claim = replace(execution.claim, owner=self.owner, generation=execution.generation)
         answer = store.claim(claim, running_attempt=execution.attempt)
-        if answer.verdict in (ClaimVerdict.SKIP, ClaimVerdict.OWNED):
+        # A skip without a send may be a later life as well as an earlier one: rather let it run.
+        overtaken = answer.verdict is ClaimVerdict.SKIP and claim.send
+        if overtaken or answer.verdict is ClaimVerdict.OWNED:
             self._trip(execution, _SUPERSEDED)
 
     def _adopt(self, execution: LiveExecution, store: RedisStore) -> None:

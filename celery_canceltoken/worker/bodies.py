@@ -25,8 +25,8 @@ class AgentPort(Protocol):
     def started(self, claim: Claim, generation: int, attempt: int) -> None:
         """An execution has begun."""
 
-    def observed(self, execution_id: str) -> None:
-        """Its body has seen that it is to stop."""
+    def observed(self, execution_id: str, at: float) -> None:
+        """Its body has seen that it is to stop, at a time of this machine's monotonic clock."""
 
     def ended(self, ended: Ended, owed: Finish | None) -> None:
         """It is over and Celery's result is written; *owed* is the finish the store could not be told."""

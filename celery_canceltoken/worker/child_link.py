@@ -75,9 +75,9 @@ class ChildLink:
         """An execution has begun."""
         self._tell({"type": "started", "claim": asdict(claim), "generation": generation, "attempt": attempt})
 
-    def observed(self, execution_id: str) -> None:
+    def observed(self, execution_id: str, at: float) -> None:
         """Its body has seen that it is to stop."""
-        self._tell({"type": "observed", "execution": execution_id})
+        self._tell({"type": "observed", "execution": execution_id, "at": at})
 
     def ended(self, ended: Ended, owed: Finish | None) -> None:
         """It is over and Celery's result is written."""

@@ -39,6 +39,7 @@ class Inbox(Service):
         try:
             self._stream.remove()
         finally:
+            self._stream.close()
             self._store.close()
 
     def store_lost(self) -> None:

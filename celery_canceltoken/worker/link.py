@@ -27,6 +27,8 @@ __all__ = ["LinkServer"]
 
 logger = logging.getLogger("celery_canceltoken.worker")
 
+_FOLDER_PREFIX = "canceltoken-link-"
+_SOCKET_NAME = "agent"
 _SOCKET_PATH_LIMIT = 100
 """Bytes; the kernel allows a unix socket's path about 104."""
 
@@ -78,7 +80,7 @@ class LinkServer(Service):
         super().__init__()
         self._agent = agent
         self._folder = _private_folder()
-        self.address = LinkAddress(str(self._folder / "agent"), secrets.token_bytes(32))
+        self.address = LinkAddress(str(self._folder / _SOCKET_NAME), secrets.token_bytes(32))
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(self.address.path)
         self._listener.listen(128)
@@ -165,7 +167,7 @@ class LinkServer(Service):
                 lambda cancellation: child.cancel(execution_id, cancellation),
             )
         elif kind == "observed":
-            self._agent.observed(frame["execution"])
+            self._agent.observed(frame["execution"], frame["at"])
         elif kind == "ended":
             self._agent.ended(*ended_from_frame(frame))
 
@@ -182,8 +184,23 @@ class LinkServer(Service):
 
 
 def _private_folder() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="canceltoken-"))
+    _sweep(Path(tempfile.gettempdir()))
+    folder = Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX))
     if len(os.fsencode(folder)) > _SOCKET_PATH_LIMIT - 10:
         shutil.rmtree(folder)
-        folder = Path(tempfile.mkdtemp(prefix="canceltoken-", dir="/tmp"))
+        folder = Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX, dir="/tmp"))
     return folder
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what agents left that were killed: a socket at which nobody listens."""
+    for socket_path in folder.glob(f"{_FOLDER_PREFIX}*/{_SOCKET_NAME}"):
+        try:
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.settimeout(0.1)
+                probe.connect(str(socket_path))
+        except ConnectionRefusedError:
+            shutil.rmtree(socket_path.parent, ignore_errors=True)
+        except OSError:
+            # Somebody else's, or busy: not ours to judge.
+            continue

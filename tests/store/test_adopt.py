@@ -42,6 +42,15 @@ def test_an_execution_that_was_recovered_is_not_adopted(lab: Lab) -> None:
         assert not lab.adopt("one", ALICE, RETURNED)
 
 
+def test_an_execution_that_was_overtaken_on_its_own_worker_is_not_adopted(lab: Lab) -> None:
+    """A successor of the same owner's is not mistaken for the execution that it follows."""
+    lab.run("one")
+    lab.run("two", generation=1)
+    with lab.unchanged():
+        assert not lab.adopt("one", ALICE, RETURNED)
+    assert lab.adopt("two", ALICE, RETURNED)
+
+
 @pytest.mark.parametrize("owner", [BOB, "alice.3"])
 def test_an_execution_of_another_owner_is_not_adopted(lab: Lab, owner: str) -> None:
     """Only the incarnation that the agent remembers hands over."""

@@ -455,3 +455,29 @@ def test_a_lost_record_is_written_again_with_its_attempt(lab: Lab) -> None:
     assert lab.run("two", generation=1).attempt == 2
     lab.remove()
     assert lab.claim("two", generation=1, running_attempt=2).attempt == 2
+
+
+@pytest.mark.parametrize("meet", [processing, finishing, final, enqueued])
+def test_a_running_body_does_not_take_back_what_it_has_lost(lab: Lab, meet: Meet) -> None:
+    """A body that others have overtaken does not get its id again by a repair, wherever the id is by now."""
+    meet(lab)
+    with lab.unchanged():
+        answer = lab.claim("zero", generation=KNOWN - 1, running_attempt=1)
+    assert answer.verdict in (ClaimVerdict.OWNED, ClaimVerdict.SKIP)
+
+
+def test_a_running_body_without_a_header_does_not_take_back_what_has_ended(lab: Lab) -> None:
+    """Without a header as well, what another execution has ended stays ended."""
+    lab.run("one", send="")
+    lab.run("two", owner=BOB, send="", take_over_from=("one", ALICE))
+    lab.finish("two")
+    lab.settle("two", owner=BOB)
+    with lab.unchanged():
+        lab.claim("one", send="", running_attempt=1)
+
+
+def test_a_retry_of_a_message_without_a_header_runs(lab: Lab) -> None:
+    """What another program has sent may be retried: the copy of the next generation is wanted."""
+    lab.run("one", send="")
+    lab.finish("one", Ending.RETRIED)
+    assert lab.claim("two", send="", generation=1) == run(1, 2)

@@ -161,7 +161,7 @@ def test_an_inbox_expires(lab: Lab, settings: Settings) -> None:
     """So does the stream of an agent that is gone."""
     inbox = lab.store.inbox_of(ALICE)
     inbox.read()
-    inbox.interrupt()
+    inbox.close()
     assert ttl(lab, lab.store.keys.inbox(ALICE)) == about(RECORD)
 
 
@@ -169,7 +169,7 @@ def test_a_wake_up_leaves_the_inbox_its_expiry(lab: Lab) -> None:
     """What a client appends changes nothing of the stream's time."""
     inbox = lab.store.inbox_of(ALICE)
     inbox.read()
-    inbox.interrupt()
+    inbox.close()
     lab.redis.pexpire(lab.store.keys.inbox(ALICE), 50_000)
     lab.run("one")
     lab.request()
@@ -181,7 +181,7 @@ def test_a_living_agent_keeps_its_keys(lab: Lab) -> None:
     """Now and then an agent pushes the expiry of its own keys and of its records away again."""
     inbox = lab.store.inbox_of(ALICE)
     inbox.read()
-    inbox.interrupt()
+    inbox.close()
     lab.store.announce(ALICE)
     lab.run("one")
     keys = lab.store.keys
@@ -212,10 +212,11 @@ def test_an_agent_that_leaves_takes_its_lease_and_inbox_along(lab: Lab) -> None:
     """Leaving in order shows at once, and nobody writes to an agent that has left."""
     inbox = lab.store.inbox_of(ALICE)
     inbox.read()
-    inbox.interrupt()
     lab.store.announce(ALICE)
     lab.run("one")
     lab.store.retire(ALICE)
+    inbox.remove()
+    inbox.close()
     keys = lab.store.keys
     assert lab.redis.exists(keys.lease(ALICE), keys.inbox(ALICE)) == 0
     assert lab.store.dead([ALICE]) == [ALICE]

@@ -81,6 +81,16 @@ def test_the_same_end_of_a_revoked_task_is_told_again(lab: Lab, ending: Ending) 
         assert again == first
 
 
+@ENDINGS
+def test_the_same_end_of_a_task_that_was_not_told_is_told_again(lab: Lab, ending: Ending) -> None:
+    """The row that an undelivered request has picked is picked again, though the body knew of nothing."""
+    lab.run("one")
+    lab.request()
+    first = lab.finish("one", ending)
+    with lab.unchanged():
+        assert lab.finish("one", ending) == first
+
+
 def test_an_end_that_is_told_again_sticks_to_its_row(lab: Lab) -> None:
     """A decided outcome is not decided otherwise by a second, different account of it."""
     lab.run("one")
@@ -362,3 +372,63 @@ def test_a_body_that_started_without_the_store_is_recorded(lab: Lab, before: str
         lab.final()
         lab.start_without_the_store("two", owner=BOB, send="again")
     assert lab.finish("two", unclaimed=True).recorded
+
+
+@pytest.mark.parametrize("before", ["waiting", "ended"])
+def test_what_was_recorded_without_a_claim_is_told_again(lab: Lab, before: str) -> None:
+    """The finish of a body that could not claim is idempotent like any other."""
+    if before == "waiting":
+        lab.enqueued(1)
+        lab.start_without_the_store("two", owner=BOB, generation=1)
+    else:
+        lab.final()
+        lab.start_without_the_store("two", owner=BOB, send="again")
+    first = lab.finish("two", unclaimed=True)
+    with lab.unchanged():
+        assert lab.finish("two", unclaimed=True) == first
+    assert lab.ttl > 0
+
+
+@pytest.mark.parametrize(
+    ("situation", "copy"),
+    [
+        ("another runs", {"generation": 0}),
+        ("another has ended", {"generation": 0}),
+        ("it was settled", {"generation": 0}),
+        ("a later one waits", {"generation": 0}),
+    ],
+)
+def test_a_body_that_started_without_the_store_does_not_overrun_others(
+    lab: Lab, situation: str, copy: dict[str, int]
+) -> None:
+    """A copy that would not have been let run writes nothing, though nobody could tell it so at its start."""
+    if situation == "another runs":
+        lab.run("one")
+    elif situation == "another has ended":
+        lab.finishing()
+    elif situation == "it was settled":
+        lab.final()
+    else:
+        lab.enqueued(1)
+    lab.start_without_the_store("two", owner=BOB, **copy)
+    with lab.unchanged():
+        assert not lab.finish("two", unclaimed=True).recorded
+
+
+def test_a_body_that_started_without_the_store_answers_what_was_asked(lab: Lab) -> None:
+    """A revoke that was applied to a waiting retry is answered by the copy that could not be denied."""
+    lab.enqueued(1)
+    assert lab.request().applied
+    lab.start_without_the_store("two", owner=BOB, generation=1)
+    lab.finish("two", Ending.RETURNED, unclaimed=True)
+    assert (lab.fields.get("request"), lab.fields.get("answer")) == ("request", "too-late")
+
+
+def test_a_vanished_record_is_found_in_the_index_again(lab: Lab) -> None:
+    """What was written again is looked after like what was claimed."""
+    lab.run("one")
+    lab.remove()
+    lab.redis.delete(lab.store.keys.owned(ALICE))
+    lab.finish("one")
+    assert lab.state == "FINISHING"
+    assert lab.owned(ALICE) == {lab.task_id}

@@ -30,7 +30,7 @@ def inbox(store: RedisStore) -> Iterator[InboxStream]:
     inbox = store.inbox_of(ALICE)
     assert inbox.read() == []
     yield inbox
-    inbox.interrupt()
+    inbox.close()
 
 
 def told(entries: list[InboxEntry]) -> list[tuple[str, str]]:
@@ -102,7 +102,7 @@ def test_agents_do_not_hear_each_others(lab: Lab, inbox: InboxStream) -> None:
     ask(lab, "task-2", owner=ALICE)
     assert told(inbox.read()) == [("task-2", "one")]
     assert told(bobs.read()) == [("task-1", "one")]
-    bobs.interrupt()
+    bobs.close()
 
 
 def test_a_client_makes_no_inbox(lab: Lab) -> None:
@@ -163,7 +163,7 @@ def test_an_idle_read_ends_by_itself(lab: Lab, valkey: EmbeddedServer, settings:
     began = time.monotonic()
     assert inbox.read() == []
     assert 0.09 <= time.monotonic() - began < PATIENCE
-    inbox.interrupt()
+    inbox.close()
     store.close()
 
 
@@ -178,11 +178,11 @@ def test_a_stream_that_was_there_before_is_read_from_its_start(lab: Lab) -> None
     """A reader that comes late misses nothing."""
     inbox = lab.store.inbox_of(ALICE)
     inbox.read()
-    inbox.interrupt()
+    inbox.close()
     ask(lab, "task-7")
     late = lab.store.inbox_of(ALICE)
     assert told(late.read()) == [("task-7", "one")]
-    late.interrupt()
+    late.close()
 
 
 def test_what_arrives_while_the_connection_is_lost_is_read_afterwards(
@@ -200,7 +200,7 @@ def test_what_arrives_while_the_connection_is_lost_is_read_afterwards(
     ask(lab, "task-2")
     valkey_proxy.heal()
     assert told(inbox.read()) == [("task-2", "one")]
-    inbox.interrupt()
+    inbox.close()
     store.close()
 
 
@@ -222,7 +222,7 @@ def test_a_waiting_reader_survives_the_loss_of_its_connection(
         seen.append(inbox.read())
     (entries,) = [one for one in seen if isinstance(one, list)]
     assert told(entries) == [("task-7", "one")]
-    inbox.interrupt()
+    inbox.close()
     store.close()
 
 
@@ -244,7 +244,7 @@ def test_a_server_that_came_back_empty_is_given_a_new_stream(
         ask(lab, "task-7")
         assert told(inbox.read()) == [("task-7", "one")]
         assert redis.pttl(store.keys.inbox(ALICE)) > 0
-        inbox.interrupt()
+        inbox.close()
         store.close()
 
 
@@ -261,25 +261,18 @@ def test_a_stream_that_was_evicted_is_made_again(
     inbox.read()
     ask(lab, "task-7")
     assert told(inbox.read()) == [("task-7", "one")]
-    inbox.interrupt()
+    inbox.close()
     store.close()
 
 
-def test_an_interrupt_ends_a_waiting_read(lab: Lab, inbox: InboxStream) -> None:
+def test_a_wake_ends_a_waiting_read(lab: Lab, inbox: InboxStream) -> None:
     """Whoever stops the agent does not wait for the end of its read."""
     before = blocked(lab.redis)
     thread, _ = reading(inbox)
     wait_until(lambda: blocked(lab.redis) > before, description="the reader waits")
-    inbox.interrupt()
+    lab.store.wake(ALICE)
     thread.join(5.0)
     assert not thread.is_alive()
-
-
-def test_an_interrupted_inbox_may_be_read_again(lab: Lab, inbox: InboxStream) -> None:
-    """An interruption loses no wake-up."""
-    inbox.interrupt()
-    ask(lab, "task-7")
-    assert told(inbox.read()) == [("task-7", "one")]
 
 
 def test_an_inbox_does_not_grow_for_ever(lab: Lab, inbox: InboxStream) -> None:

@@ -183,6 +183,8 @@ def test_a_lost_answer_may_be_asked_for_again(make_store: Make, lab: Lab, valkey
     with pytest.raises(StoreUnavailableError):
         store.claim(CLAIM)
     assert (lab.state, lab.fields["attempt"]) == ("PROCESSING", "1")
+    # One more try over a new connection, and no third.
+    assert valkey_proxy.accepted <= 2
     valkey_proxy.heal()
     with lab.unchanged():
         answer = store.claim(CLAIM)
@@ -244,6 +246,28 @@ def test_a_wrong_password_is_an_outage(make_store: Make, private_valkey: Embedde
 
 
 # The breaker.
+
+
+def test_many_threads_wait_no_longer_than_one(make_store: Make, frozen_valkey: EmbeddedServer) -> None:
+    """However many ask a silent server at once, each of them gives up within about the timeout."""
+    store = make_store(frozen_valkey.url, timeout=0.5, connections=8)
+    start = threading.Barrier(8)
+    waits: list[float] = []
+
+    def ask() -> None:
+        start.wait(10)
+        began = time.monotonic()
+        with pytest.raises(StoreUnavailableError):
+            store.claim(CLAIM)
+        waits.append(time.monotonic() - began)
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert len(waits) == 8
+    assert max(waits) < 0.5 + SLACK
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from celery_canceltoken.settings import Settings
 from celery_canceltoken.store.connect import ConnectionPlan, is_redis_url
 from celery_canceltoken.store.redis_store import RedisStore
 from tests.support.servers import EmbeddedServer, sentinel_for
+from tests.support.waiting import wait_until
 from tests.support.workers import unique_name
 
 SECRET = "hunter2"
@@ -96,13 +97,13 @@ def test_a_plain_url_reaches_the_server(valkey: EmbeddedServer, key: str) -> Non
 
 @pytest.mark.parametrize(
     "scheme",
-    ["unix", pytest.param("redis+socket"), pytest.param("socket")],
+    ["unix", "redis+socket", "socket"],
 )
 def test_a_socket_file_reaches_the_server(valkey: EmbeddedServer, key: str, scheme: str) -> None:
     """A server on this machine may be reached by its socket file, in either spelling."""
     path = valkey.unix_url.partition("://")[2]
     with client_of(f"{scheme}://{path}") as client:
-        assert client.connection_pool.connection_class is UnixDomainSocketConnection
+        assert issubclass(client.connection_pool.connection_class, UnixDomainSocketConnection)
         assert client.set(key, "1", px=10_000)
     with Redis(port=valkey.port) as client:
         assert client.get(key) == b"1"
@@ -112,8 +113,8 @@ def test_a_socket_file_reaches_the_server(valkey: EmbeddedServer, key: str, sche
     "query",
     [
         "unix://{}?db=3",
-        pytest.param("redis+socket://{}?virtual_host=3"),
-        pytest.param("socket://{}?virtual_host=/3"),
+        "redis+socket://{}?virtual_host=3",
+        "socket://{}?virtual_host=/3",
     ],
 )
 def test_a_socket_file_may_name_a_database(valkey: EmbeddedServer, key: str, query: str) -> None:
@@ -175,7 +176,7 @@ def test_tls_is_used_where_it_is_asked_for() -> None:
     """`rediss://` makes encrypted connections, and checks certificates unless told otherwise."""
     with client_of("rediss://localhost:6380/0") as client:
         pool = client.connection_pool
-        assert pool.connection_class is SSLConnection
+        assert issubclass(pool.connection_class, SSLConnection)
         assert pool.make_connection().cert_reqs == ssl.CERT_REQUIRED
 
 
@@ -336,6 +337,37 @@ def test_a_thread_without_a_connection_gives_up_in_time(valkey: EmbeddedServer) 
     client.close()
 
 
+def test_a_call_whose_connection_breaks_is_tried_once_more(valkey: EmbeddedServer, key: str) -> None:
+    """A call that loses its connection while it waits goes on with another one."""
+    client = ConnectionPlan(valkey.url).client(timeout=10.0, connections=1)
+    seen: list[object] = []
+
+    def wait() -> None:
+        try:
+            seen.append(client.blpop([key], timeout=8))
+        except RedisConnectionError as error:
+            seen.append(error)
+
+    def waiting() -> list[int]:
+        return [
+            int(one["id"]) for one in admin.client_list() if one["cmd"] == "blpop" and one["flags"] == "b"
+        ]
+
+    with Redis(port=valkey.port, decode_responses=True) as admin:
+        thread = threading.Thread(target=wait)
+        thread.start()
+        (first,) = wait_until(waiting, description="the call waits at the server")
+        admin.client_kill_filter(_id=str(first))
+        wait_until(
+            lambda: seen or (waiting() and waiting() != [first]),
+            description="the call waits again, or failed",
+        )
+        admin.rpush(key, "value")
+        thread.join(10)
+    client.close()
+    assert seen == [(key, "value")]
+
+
 def test_a_connection_that_the_server_closed_is_replaced(valkey: EmbeddedServer) -> None:
     """A connection lost while it idled costs nothing but a new one."""
     with ConnectionPlan(valkey.url).client(timeout=2.0, connections=1) as client:
@@ -345,7 +377,19 @@ def test_a_connection_that_the_server_closed_is_replaced(valkey: EmbeddedServer)
         assert client.client_id() != connection
 
 
-# What is wrong today.
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"redis://:{SECRET}?1@localhost:port/0",
+        f"redis://user:{SECRET}?@localhost:port/0",
+        f"sentinel://:{SECRET}?@one:1;sentinel://two:2",
+    ],
+)
+def test_a_password_with_a_question_mark_is_hidden_as_well(url: str) -> None:
+    """Nor does an error show a part of one."""
+    with pytest.raises(SettingsError) as told:
+        ConnectionPlan(url)
+    assert SECRET not in str(told.value)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import struct
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from celery_canceltoken.worker.frames import MAX_FRAME, FrameError, FrameReader, encode_frame
@@ -32,6 +32,7 @@ def chunks_of(data: bytes, cuts: list[int]) -> list[bytes]:
     return [data[start:end] for start, end in itertools.pairwise(places)]
 
 
+@settings(deadline=None)
 @given(frames=FRAMES, cuts=st.lists(st.integers(min_value=0), max_size=12))
 def test_frames_arrive_whole_however_they_are_cut(frames: list[dict[str, Any]], cuts: list[int]) -> None:
     """Any chunking of the bytes gives the same frames in the same order."""
@@ -89,6 +90,7 @@ def test_json_that_is_no_object_is_refused(body: bytes) -> None:
         list(FrameReader().feed(with_length(body)))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=64))
 def test_garbage_is_an_error_or_not_yet_a_frame(data: bytes) -> None:
     """Random bytes are refused, waited on or frames, and never another kind of error."""
@@ -96,6 +98,7 @@ def test_garbage_is_an_error_or_not_yet_a_frame(data: bytes) -> None:
         assert all(isinstance(frame, dict) for frame in FrameReader().feed(data))
 
 
+@settings(deadline=None)
 @given(frames=FRAMES, garbage=st.binary(max_size=16))
 def test_frames_before_garbage_are_read(frames: list[dict[str, Any]], garbage: bytes) -> None:
     """What came whole before the stream broke is handed out, then comes the error."""

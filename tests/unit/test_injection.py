@@ -396,9 +396,6 @@ def test_a_task_without_a_token_is_left_alone(app: Celery) -> None:
     assert task.token_parameter is None
 
 
-# What is wrong today.
-
-
 @pytest.mark.parametrize(
     "annotation",
     [Optional["CancellationToken"], Annotated["CancellationToken", 1]],

@@ -55,7 +55,7 @@ local same_send = (record.send or '') == send
 
 if FINAL[state] then
   -- Without the header the broker's word is all there is to tell a stale copy from a new life.
-  if (send == '' and redelivered) or (send ~= '' and same_send) then return {'skip', 'final'} end
+  if (send == '' and (redelivered or running > 0)) or (send ~= '' and same_send) then return {'skip', 'final'} end
   return start(generation, true)
 end
 

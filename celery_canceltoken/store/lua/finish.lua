@@ -2,12 +2,13 @@
 -- The rows of the outcome table are computed by the caller, one per kind of request that may be
 -- pending by now; the script only picks the row, so that picking and writing are one step.
 --
--- KEYS[1] record
+-- KEYS[1] record   KEYS[2] index of what this agent owns (absent on a cluster)
 -- ARGV    1 execution  2 rows (JSON: kind or "none" -> {state, answer, next_generation})
 --         3, 4, 5 cause, reason, actor of a cancellation that no request of the record explains
 --         6 microseconds since the body observed ('' = it did not)  7 value  8 error
 --         9 record ttl in ms  10 fields to start from where the record has vanished (JSON)
 --         11 generation of the message  12 the execution could not claim, for the store was away
+--         13 task id
 -- Answer  {'recorded', row, state, answer, cause, reason, actor} | {'superseded'} | {'untracked', why}
 -- Idempotent: the same execution gets the same answer again.
 
@@ -20,9 +21,11 @@ local lost = not record.state
 local unclaimed = ARGV[12] == '1' and record.execution ~= ARGV[1] and (
   (record.state == 'ENQUEUED' and not (same_send and tonumber(ARGV[11]) < known))
   or (FINAL[record.state] and not (same_send and afresh.send ~= '')))
+local emptied = false
 if lost or unclaimed then
   -- Data loss or eviction, not a cancellation; or nobody else's: what is known of the task is written again.
-  if unclaimed then record = {} end
+  emptied = FINAL[record.state]
+  if emptied then record = {} end
   afresh.state, afresh.execution = 'PROCESSING', ARGV[1]
   for name, value in pairs(afresh) do record[name] = value end
 end
@@ -39,8 +42,14 @@ record.row = asked and record.kind or 'none'
 local row = cjson.decode(ARGV[2])[record.row]
 if row.state == '' then return {'superseded'} end
 
-if unclaimed then redis.call('DEL', KEYS[1]) end
-if lost or unclaimed then write(KEYS[1], afresh) end
+if lost or unclaimed then
+  if emptied then redis.call('DEL', KEYS[1]) end
+  write(KEYS[1], afresh)
+  if KEYS[2] then
+    redis.call('SADD', KEYS[2], ARGV[13])
+    keep_for(KEYS[2], ARGV[9])
+  end
+end
 local moment = now()
 local fields = {stopped_at=moment, row=record.row, value=ARGV[7], error=ARGV[8]}
 if ARGV[6] ~= '' and not record.observed_at then fields.observed_at = earlier(moment, ARGV[6]) end

@@ -14,7 +14,7 @@ for i = 1, count do
   answers[i] = 0
   if record and record.execution == execution and record.state == 'FINISHING' then
     local final = instead ~= '' and instead or record.outcome
-    write(key, {state=final, outcome='', denied='', row='', value=final ~= 'SUCCEEDED' and record.value or ''})
+    write(key, {state=final, outcome='', denied='', row='', value=final ~= 'SUCCEEDED' and record.value ~= 'null' and record.value or ''})
     redis.call('PEXPIRE', key, ARGV[3])
     if record.request then redis.call('PUBLISH', channel, final) end
     answers[i] = 1
