@@ -199,8 +199,9 @@ class Execution:
 @cache
 def _warn_of_missing_agent() -> None:
     logger.warning(
-        "this worker has no agent, so its tasks run untracked and cannot be cancelled; import Cancellable"
-        "Task from celery_canceltoken in the module that makes the app, so that it is there when the worker starts"
+        "this worker has no agent, so its tasks run untracked and cannot be cancelled; import "
+        "CancellableTask from celery_canceltoken in the module that makes the app, so that it is there "
+        "when the worker starts"
     )
 
 

@@ -113,7 +113,8 @@ class Lab:
     ) -> ClaimAnswer:
         mine = self._claim_of(execution, **claim)
         answer = self.store.claim(mine, take_over_from=take_over_from, running_attempt=running_attempt)
-        self._claims[execution] = mine, answer
+        if not running_attempt:
+            self._claims[execution] = mine, answer
         return answer
 
     def start_without_the_store(self, execution: str, **claim: Any) -> None:

