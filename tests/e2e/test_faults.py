@@ -203,6 +203,16 @@ def test_hard_time_limit_is_recorded(worker_factory: WorkerFactory) -> None:
     assert job.wait_until_final().state is State.FAILED
 
 
+@pytest.mark.parametrize("signal_name", ["SIGTERM", "SIGKILL"])
+def test_terminated_task_is_recorded(worker_factory: WorkerFactory, signal_name: str) -> None:
+    """A task that Celery terminates is REVOKED in its record as in its result."""
+    worker = worker_factory(concurrency=1)
+    job = send(worker, "wait", 60).wait_until_started()
+    worker.client.control.revoke(job.id, terminate=True, signal=signal_name)
+    wait_until(lambda: job.result.state == "REVOKED", description="Celery has revoked the task")
+    assert job.wait_until_final().state is State.REVOKED
+
+
 def test_respawned_child_hears_revokes(worker_factory: WorkerFactory) -> None:
     """Children forked while the agent's threads run are reached like the first ones."""
     worker = worker_factory(concurrency=1, configuration={"worker_max_tasks_per_child": 1})
