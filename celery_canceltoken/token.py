@@ -42,14 +42,16 @@ class CancellationToken:
     # 3.11 a property costs ten times that and a class attribute three and a half; a slot costs the same.
     # A slot cannot take note of who read it, though, and from the trip on that is needed. So the trip
     # swaps the class of the instance for one that answers from a property.
-    __slots__ = {  # noqa: RUF023  (the public one first; a dict, as help() shows what it says)
-        "cancel_requested": "True once cancellation was asked for, and ever after. No I/O, no lock. "
-        ".NET's `IsCancellationRequested`.",
-        "_cancellation": None,
-        "_event": None,
-        "_source": None,
-        "__weakref__": None,
-    }
+    if not TYPE_CHECKING:
+        # To checkers it is the property below, and pyright would believe the slot.
+        __slots__ = {  # noqa: RUF023  (the public one first; a dict, as help() shows what it says)
+            "cancel_requested": "True once cancellation was asked for, and ever after. No I/O, no lock. "
+            ".NET's `IsCancellationRequested`.",
+            "_cancellation": None,
+            "_event": None,
+            "_source": None,
+            "__weakref__": None,
+        }
 
     none: ClassVar[CancellationToken]
     """The token that is never cancelled, and the placeholder in a call. .NET's `CancellationToken.None`."""
