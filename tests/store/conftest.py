@@ -201,8 +201,8 @@ class Lab:
     def deliver(self, execution: str = "one") -> Delivery:
         return self.store.deliver(self.task_id, execution)
 
-    def observe(self, execution: str = "one") -> None:
-        self.store.observe(self.task_id, execution)
+    def observe(self, execution: str = "one", ago: float = 0.0) -> None:
+        self.store.observe(self.task_id, execution, ago)
 
     def settle(self, execution: str = "one", *, owner: str = ALICE, instead: State | None = None) -> None:
         self.store.settle(owner, [Ended(execution, self.task_id, instead)])

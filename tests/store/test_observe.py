@@ -14,6 +14,16 @@ def test_an_observation_is_marked_with_its_time(lab: Lab) -> None:
     assert lab.fields["observed_at"] >= lab.fields["delivered_at"]
 
 
+def test_an_observation_that_is_told_late_is_counted_back(lab: Lab) -> None:
+    """The time is when the body saw, not when somebody came to write it down."""
+    lab.run("one")
+    lab.request()
+    seconds, microseconds = lab.redis.time()
+    lab.observe("one", ago=100.0)
+    told = seconds * 1_000_000 + microseconds
+    assert -100_000_000 <= int(lab.fields["observed_at"]) - told < -90_000_000
+
+
 def test_the_first_observation_stays(lab: Lab) -> None:
     """A body that looks again is not later than it was."""
     lab.run("one")

@@ -67,7 +67,11 @@ def test_a_lost_task_whose_message_comes_back_is_left_to_it(lab: Lab) -> None:
 
 @pytest.mark.parametrize(
     ("ending", "value", "state"),
-    [(Ending.RETURNED, "[1]", State.SUCCEEDED), (Ending.RAISED, "", State.FAILED)],
+    [
+        (Ending.RETURNED, "[1]", State.SUCCEEDED),
+        (Ending.RETURNED, "null", State.SUCCEEDED),
+        (Ending.RAISED, "", State.FAILED),
+    ],
 )
 @pytest.mark.parametrize("late_ack", [False, True])
 def test_a_decided_end_is_completed(

@@ -118,6 +118,16 @@ def test_what_a_successful_body_returned_is_celerys(lab: Lab) -> None:
     assert "value" not in lab.fields
 
 
+def test_a_revoked_body_that_returned_nothing_leaves_no_value(lab: Lab) -> None:
+    """None is what a body returns that returns nothing: not worth a field."""
+    lab.run("one")
+    lab.request()
+    lab.finish("one", Ending.CANCELLED, cause=Cause.REVOKED, observed=True, value="null")
+    lab.settle("one")
+    assert lab.state == "REVOKED"
+    assert "value" not in lab.fields
+
+
 def test_many_are_settled_at_once(lab: Lab) -> None:
     """One command makes the ends of many tasks final, each to its own state."""
     labs = [lab.other(f"task-{number}") for number in range(50)]

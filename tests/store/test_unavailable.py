@@ -344,6 +344,28 @@ def test_a_damaged_record_opens_no_breaker(guarded: RedisStore, private_valkey: 
 # Many threads.
 
 
+def test_a_crowd_waits_no_longer_than_one(make_store: Make, frozen_valkey: EmbeddedServer) -> None:
+    """With a breaker, those who wait for their turn at a silent server are told as soon as the first are."""
+    store = make_store(frozen_valkey.url, timeout=0.5, connections=4, breaker=Breaker(2.0))
+    start = threading.Barrier(40)
+    waits: list[float] = []
+
+    def ask() -> None:
+        start.wait(10)
+        began = time.monotonic()
+        with pytest.raises(StoreUnavailableError):
+            store.claim(CLAIM)
+        waits.append(time.monotonic() - began)
+
+    threads = [threading.Thread(target=ask) for _ in range(40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert len(waits) == 40
+    assert max(waits) < 0.5 + SLACK
+
+
 def test_threads_share_a_few_connections(make_store: Make, lab: Lab, valkey_proxy: ToxicProxy) -> None:
     """Forty threads get their answers over the four connections that the store may open."""
     store = make_store(valkey_proxy.url, connections=4)
