@@ -22,6 +22,7 @@ from tests.support.workers import (
     ClientFactory,
     SharedWorkers,
     WorkerFactory,
+    close_client,
     make_client,
     unique_name,
 )
@@ -75,7 +76,7 @@ def client_factory(valkey: EmbeddedServer, queue: str, worker_app: str) -> Itera
 
     yield make
     for client in clients:
-        client.close()
+        close_client(client)
 
 
 @pytest.fixture

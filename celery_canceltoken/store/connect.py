@@ -77,6 +77,8 @@ class ConnectionPlan:
             # own default goes on for seconds against a frozen server.
             "retry": Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
             "retry_on_timeout": False,
+            # What redis-py 5 asks for besides.
+            "retry_on_error": [redis.ConnectionError],
             **self.options,
         }
         if self.url.startswith("sentinel://"):
@@ -153,3 +155,13 @@ def _without_password(url: str) -> str:
 
 class _BlockingSentinelPool(SentinelConnectionPool, redis.BlockingConnectionPool):
     """A sentinel's pool that has threads wait for a free connection, as the other one does."""
+
+    def disconnect(self, inuse_connections: bool = True) -> None:
+        """Close the connections; without *inuse_connections* only those that idle."""
+        # redis-py's blocking pool knows the argument since release 7 only, but its sentinel passes it in all.
+        if inuse_connections:
+            super().disconnect()
+            return
+        for connection in list(self.pool.queue):
+            if connection is not None:
+                connection.disconnect()

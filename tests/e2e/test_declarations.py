@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import celery
 import pytest
 
 from celery_canceltoken import State, revoke
@@ -25,6 +26,8 @@ def worker(request: pytest.FixtureRequest, shared_workers: SharedWorkers) -> Cel
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_revoked(worker: CeleryWorker, name: str) -> None:
     """A task declared like this gets its token, and stops when it is revoked."""
+    if name == "pydantic" and celery.__version__.startswith("5.5."):
+        pytest.skip("Celery 5.5 does not follow postponed annotations to a model")
     argument: Any = {"rows": 3} if name == "pydantic" else 3
     task = worker.client.tasks[name]
     job = Job(task.delay(argument)).wait_until_started()
@@ -52,8 +55,6 @@ def test_users_request_is_asked_as_well(worker: CeleryWorker) -> None:
 
 def test_models_are_sent_around_the_token(worker: CeleryWorker) -> None:
     """With `pydantic=True` a model may be passed as it is, the token's place notwithstanding."""
-    import celery
-
     from tests.support.apps.declarations import Order
 
     if not hasattr(celery.Task, "_dump_pydantic_arguments"):

@@ -202,7 +202,10 @@ def test_a_sentinel_knows_the_way_to_its_primary(valkey: EmbeddedServer) -> None
     """A client that asks the sentinel by name is sent to the server."""
     with sentinel_for(valkey, name="shop") as sentinel:
         client = Redis(port=sentinel.port, decode_responses=True)
-        assert client.sentinel_get_master_addr_by_name("shop") == (valkey.host, valkey.port)
+        # As redis-py's own method is broken in some releases.
+        client.response_callbacks.clear()
+        answer = client.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "shop")
+        assert answer == [valkey.host, str(valkey.port)]
 
 
 def test_a_guarded_process_can_be_signalled(private_valkey: EmbeddedServer) -> None:

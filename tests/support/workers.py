@@ -28,6 +28,7 @@ __all__ = [
     "SharedWorkers",
     "WorkerFactory",
     "WorkerProcess",
+    "close_client",
     "make_client",
     "private_names",
     "unique_name",
@@ -70,6 +71,25 @@ def make_client(
         configuration={**private_names(queue), **(configuration or {})},
     )
     return client
+
+
+def close_client(client: Celery) -> None:
+    """Close a client app, and its result backend, which Celery leaves to the collector."""
+    backend = client.backend
+    consumer = getattr(backend, "result_consumer", None)
+    if consumer is not None:
+        consumer.stop()
+    pool = getattr(getattr(backend, "client", None), "connection_pool", None)
+    if pool is not None:
+        pool.disconnect()
+    client.close()
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 class WorkerProcess:
@@ -167,7 +187,7 @@ class WorkerProcess:
             descendants = psutil.Process(self.pid).children(recursive=True)
         except psutil.NoSuchProcess:
             return []
-        return [child for child in descendants if child.status() != psutil.STATUS_ZOMBIE]
+        return [child for child in descendants if _lives(child)]
 
     def logs(self) -> str:
         """All that it has logged, over all its restarts."""
@@ -257,7 +277,7 @@ class CeleryWorker(WorkerProcess):
         """Leave nothing behind but `logs`; the client is closed as well."""
         super().close()
         if self._client is not None:
-            self._client.close()
+            close_client(self._client)
             self._client = None
 
 

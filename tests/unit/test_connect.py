@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from redis import Redis, SSLConnection, UnixDomainSocketConnection
+from redis import __version__ as redis_version
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from celery_canceltoken.errors import SettingsError, StoreUnavailableError
@@ -21,6 +22,9 @@ from tests.support.waiting import wait_until
 from tests.support.workers import unique_name
 
 SECRET = "hunter2"
+
+# redis-py wants to be told what a connection is for until release 5.2.
+COMMAND = ("PING",) if tuple(map(int, redis_version.split(".")[:2])) < (5, 3) else ()
 
 
 def client_of(url: str, **options: Any) -> Redis:
@@ -327,7 +331,7 @@ def test_a_client_keeps_to_its_number_of_connections(valkey: EmbeddedServer) -> 
 def test_a_thread_without_a_connection_gives_up_in_time(valkey: EmbeddedServer) -> None:
     """Where no connection becomes free, waiting for one ends with the timeout."""
     client = ConnectionPlan(valkey.url).client(timeout=0.2, connections=1)
-    held = client.connection_pool.get_connection()
+    held = client.connection_pool.get_connection(*COMMAND)
     began = time.monotonic()
     with pytest.raises(RedisConnectionError):
         client.ping()
@@ -426,7 +430,7 @@ def test_a_url_that_cannot_work_is_refused(url: str) -> None:
 def test_threads_behind_a_sentinel_wait_for_a_connection(sentinel: EmbeddedServer) -> None:
     """With a sentinel as well, threads beyond the number of connections wait for a free one."""
     client = client_of(f"sentinel://{sentinel.host}:{sentinel.port}", master_name="shop")
-    held = [client.connection_pool.get_connection() for _ in range(2)]
+    held = [client.connection_pool.get_connection(*COMMAND) for _ in range(2)]
     answers: list[object] = []
 
     def use() -> None:
