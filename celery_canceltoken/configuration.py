@@ -101,9 +101,10 @@ def _connection_of(app: Celery, settings: Settings) -> tuple[ConnectionPlan, str
 
 def _borrowed(url: str, setting: str, transport: Mapping[str, Any], ssl: Any) -> tuple[ConnectionPlan, str]:
     options = {name: transport[name] for name in _BORROWED_OPTIONS if transport.get(name) is not None}
-    if ssl and url.startswith("redis://"):
-        url = "rediss" + url[len("redis") :]
     if isinstance(ssl, Mapping):
+        # A bare True, which means nothing to kombu, means nothing here.
+        if url.startswith("redis://"):
+            url = "rediss" + url[len("redis") :]
         options.update({name if name.startswith("ssl_") else f"ssl_{name}": ssl[name] for name in ssl})
     return ConnectionPlan(url, setting, options), str(transport.get("global_keyprefix") or "")
 

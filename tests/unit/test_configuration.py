@@ -264,10 +264,6 @@ def test_borrowed_tls_is_used(make_app: AppFactory, configuration: dict[str, Any
     store.close()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="True is taken for TLS, but kombu takes it for nothing: the broker is reached, the store is not",
-)
 def test_a_borrowed_tls_flag_means_what_it_means_to_the_broker(
     make_app: AppFactory, valkey: EmbeddedServer, url: Callable[[int], str], prefix: str
 ) -> None:
