@@ -165,6 +165,35 @@ def test_two_tokens_are_refused(app: Celery) -> None:
         app.task(base=CancellableTask, lazy=False)(two)
 
 
+def test_decorator_that_hides_the_token_is_told(app: Celery) -> None:
+    """A decorator without `functools.wraps` around a body with a token is warned of, with the remedy."""
+
+    def careless(function: Any) -> Any:
+        def inner(*args: Any) -> Any:
+            return function(*args)
+
+        return inner
+
+    def wants_one(rows: int, token: CancellationToken) -> None:
+        """Never gets one."""
+
+    with pytest.warns(RuntimeWarning, match=r"wants_one.*functools\.wraps"):
+        app.task(base=CancellableTask, name="careless", lazy=False)(careless(wants_one))
+
+
+def test_run_replaced_at_run_time_gets_its_token(app: Celery) -> None:
+    """A body that takes the place of another gets the token it asks for."""
+
+    def original(rows: int) -> None:
+        raise AssertionError("this one is not to run any more")
+
+    task = app.task(base=CancellableTask, name="replaced", lazy=False)(original)
+    task.run = last
+    rows, token = task.apply((3,)).get()
+    assert rows == 3
+    assert token.can_be_cancelled
+
+
 def test_stray_cancellation_fails_an_eager_task(app: Celery) -> None:
     """TaskCancelled that nobody asked for is an ordinary failure of an eager task as well."""
 

@@ -1,113 +1,118 @@
-"""What a worker pays: connections and commands, counted."""
+"""What a worker pays, on every pool: commands, bytes and connections, on a store that is ours alone."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
+from redis import Redis
 
-from celery_canceltoken.configuration import client_store
 from tests.e2e.conftest import send
+from tests.support.servers import EmbeddedServer
 from tests.support.waiting import wait_until
-from tests.support.workers import PLAIN_APP, WorkerFactory
+from tests.support.workers import CeleryWorker, WorkerFactory
 
-SCRIPTS_A_TASK_WAITS_FOR = 2
+POOLS = ["prefork", "threads", "solo", "gevent", "eventlet"]
+TASKS = 100
+QUIET = {
+    "canceltoken_check_interval": 600.0,
+    "canceltoken_heartbeat_interval": 600.0,
+    "canceltoken_lease_duration": 1200.0,
+}
+"""Nothing is due while we count."""
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
-def test_commands_per_task(worker_factory: WorkerFactory, pool: str) -> None:
-    """A hundred tasks cost two commands each, and a few more for settling them together."""
-    # Nothing else is due while we count.
-    worker = worker_factory(
-        pool=pool,
-        configuration={
-            "canceltoken_check_interval": 600.0,
-            "canceltoken_heartbeat_interval": 600.0,
-            "canceltoken_lease_duration": 1200.0,
-        },
+@pytest.fixture(scope="module")
+def store_alone() -> Iterator[EmbeddedServer]:
+    """A server that holds records, and nothing of Celery's."""
+    with EmbeddedServer() as server:
+        yield server
+
+
+@pytest.fixture
+def counter(store_alone: EmbeddedServer) -> Iterator[Redis]:
+    """Asks that server for its figures."""
+    with Redis.from_url(store_alone.url, decode_responses=True) as client:
+        yield client
+
+
+def settled(counter: Redis, number: int) -> bool:
+    """Whether so many records are there, and none is unsettled."""
+    states = [counter.hget(key, "state") for key in counter.scan_iter(match="*:task:*", count=1000)]
+    return len(states) == number and set(states) == {"SUCCEEDED"}
+
+
+def calls(counter: Redis, command: str) -> int:
+    """How often a command was sent, by clients and scripts together."""
+    return int(counter.info("commandstats").get(f"cmdstat_{command}", {}).get("calls", 0))
+
+
+def start(worker_factory: WorkerFactory, store_alone: EmbeddedServer, pool: str) -> CeleryWorker:
+    """A worker of that pool, warmed up."""
+    concurrency = 1 if pool == "solo" else 4
+    configuration = {**QUIET, "canceltoken_redis_url": store_alone.url}
+    worker = worker_factory(pool=pool, concurrency=concurrency, configuration=configuration)
+    for job in [send(worker, "whoami") for _ in range(20)]:
+        job.result.get(timeout=20)
+    return worker
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_commands_and_bytes_per_task(
+    worker_factory: WorkerFactory, store_alone: EmbeddedServer, counter: Redis, pool: str
+) -> None:
+    """A task costs two scripts and a share in a third, some two kilobytes there and hardly any back."""
+    counter.flushall()
+    worker = start(worker_factory, store_alone, pool)
+    wait_until(lambda: settled(counter, 20), description="the warm-up is settled")
+    counter.config_resetstat()
+    jobs = [send(worker, "whoami") for _ in range(TASKS)]
+    for job in jobs:
+        job.result.get(timeout=20)
+    # One look, when all is over: looking costs bytes as well.
+    wait_until(
+        lambda: calls(counter, "evalsha") >= 2 * TASKS + 1 and calls(counter, "srem") >= TASKS,
+        description="all of it is settled",
     )
-    redis = worker.client.backend.client
-    keys = client_store(worker.client).keys
-    send(worker, "whoami").result.get(timeout=10)
-    with redis.monitor() as monitor:
-        jobs = [send(worker, "whoami") for _ in range(100)]
-        for job in jobs:
-            job.result.get(timeout=20)
-        for job in jobs:
-            job.wait_until_final()
-        redis.echo("the end of the count")
-        commands: list[dict[str, Any]] = []
-        for command in monitor.listen():
-            if "the end of the count" in command["command"]:
-                break
-            commands.append(command)
-    scripts = [
-        one["command"]
-        for one in commands
-        if one["client_type"] != "lua"
-        and one["command"].startswith("EVALSHA")
-        and f"{keys.prefix}:task:" in one["command"]
-    ]
-    assert 200 <= len(scripts) <= 200 + 100, len(scripts)
+    traffic = counter.info("stats")
+    scripts = calls(counter, "evalsha")
+    assert 2 * TASKS < scripts <= 3 * TASKS
+    assert traffic["total_net_input_bytes"] / TASKS < 2500
+    assert traffic["total_net_output_bytes"] / TASKS < 2500
+    assert settled(counter, 20 + TASKS)
 
 
-@pytest.mark.parametrize(("pool", "added"), [("prefork", 4 + 3), ("threads", 4 + 3), ("solo", 1 + 3)])
-def test_connections(worker_factory: WorkerFactory, pool: str, added: int) -> None:
-    """One connection for each body that runs, one for the inbox, and at most two for the agent's work."""
-
-    def connections(app: str) -> int:
-        worker = worker_factory(app, pool=pool, arguments=["--without-heartbeat"])
-        redis = worker.client.backend.client
-        results = [worker.client.tasks["add"].delay(1, 2) for _ in range(20)]
-        if app != PLAIN_APP:
-            results += [send(worker, "big_return", 5).result for _ in range(100)]
-        for result in results:
-            result.get(timeout=20)
-        pids = {worker.pid, *(child.pid for child in worker.children())}
-        ports = {
-            connection.laddr.port
-            for pid in pids
-            for connection in _tcp(pid)
-            if connection.raddr and connection.raddr.port == redis.connection_pool.connection_kwargs["port"]
-        }
-        worker.stop()
-        return len(ports)
-
-    plain = connections(PLAIN_APP)
-    cancellable = connections("tests.support.apps.cancellable")
-    assert cancellable - plain <= added
+@pytest.mark.parametrize("pool", POOLS)
+def test_connections(
+    worker_factory: WorkerFactory, store_alone: EmbeddedServer, counter: Redis, pool: str
+) -> None:
+    """One connection for each body that may run, and three for the agent."""
+    before = len(counter.client_list())
+    start(worker_factory, store_alone, pool)
+    bodies = 1 if pool == "solo" else 4
+    assert 1 + 1 <= len(counter.client_list()) - before <= bodies + 3
 
 
-def _tcp(pid: int) -> list[Any]:
-    import psutil
-
-    return [one for one in psutil.Process(pid).net_connections(kind="tcp") if one.status == "ESTABLISHED"]
-
-
-def test_idle_worker_sends_less_than_a_command_per_second(worker_factory: WorkerFactory) -> None:
+def test_idle_worker_sends_less_than_a_command_per_second(
+    worker_factory: WorkerFactory, store_alone: EmbeddedServer, counter: Redis
+) -> None:
     """Counted with intervals a tenth of the default ones: an idle worker stays below ten per second."""
-    worker = worker_factory(
-        pool="solo",
-        configuration={
-            "canceltoken_check_interval": 0.5,
-            "canceltoken_heartbeat_interval": 0.5,
-            "canceltoken_lease_duration": 3.0,
-        },
-    )
-    redis = worker.client.backend.client
-    prefix = client_store(worker.client).keys.prefix
-    beats = 0
-    commands = 0
-    with redis.monitor() as monitor:
+    configuration = {
+        "canceltoken_redis_url": store_alone.url,
+        "canceltoken_check_interval": 0.5,
+        "canceltoken_heartbeat_interval": 0.5,
+        "canceltoken_lease_duration": 3.0,
+    }
+    counter.flushall()
+    worker_factory(pool="solo", configuration=configuration)
+    beats = commands = 0
+    with counter.monitor() as monitor:
         for command in monitor.listen():
             words = command["command"]
-            if f"{prefix}:" not in words:
-                continue
-            beats += words.startswith("SET ") and words.endswith(" XX")
+            beats += words.startswith("SET ") and " XX" in words
             # What comes before the first renewal is the worker's start.
             commands += beats > 0
             if beats == 8:
                 break
     # Seven whole heartbeats of half a second.
     assert commands / 3.5 < 10
-    wait_until(lambda: worker.is_running, description="the worker runs")

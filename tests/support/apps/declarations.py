@@ -12,6 +12,7 @@ from celery.worker.request import Request
 from pydantic import BaseModel
 
 from celery_canceltoken import CancellableTask, CancellationToken
+from celery_canceltoken.django import CancellableDjangoTask
 from tests.support.apps import main
 from tests.support.apps.cancellable import GATE_TIMEOUT, note
 
@@ -182,6 +183,7 @@ NAMES = [
     "replaced_at_run_time",
     "pydantic",
     "late",
+    "django",
 ]
 
 
@@ -217,6 +219,7 @@ def make_app(
     app.task(shared=False, name="own_request", base=CancellableTask, Request=OwnRequest)(plain)
     app.task(shared=False, name="autoretry", autoretry_for=(Exception,), max_retries=3)(plain)
     app.task(shared=False, name="pydantic", pydantic=True)(with_model)
+    app.task(shared=False, name="django", base=CancellableDjangoTask)(plain)
     app.finalize()
     app.tasks["replaced_at_run_time"].run = plain
     # Registered after everything else is done.
