@@ -12,6 +12,7 @@ from pytest_celery import (
 
 from tests.support.node_fixtures import NodeFactory
 from tests.support.nodes import NodeOptions, NodeWorker
+from tests.support.waiting import wait_until
 
 
 def test_celery_setup_works_without_docker(celery_setup: CeleryTestSetup) -> None:
@@ -76,7 +77,11 @@ class TestTwoWorkers(OnRedis):
 
     def test_both_answer(self, celery_setup: CeleryTestSetup) -> None:
         """Several nodes of one test are reached by one broadcast."""
-        answers = celery_setup.app.control.ping(timeout=10, limit=2)
-        assert {name for answer in answers for name in answer} == {
-            worker.hostname() for worker in celery_setup.worker_cluster
-        }
+        expected = {worker.hostname() for worker in celery_setup.worker_cluster}
+
+        def answered() -> bool:
+            # Redis keeps no broadcast for a worker that has only just begun to listen.
+            answers = celery_setup.app.control.ping(timeout=2, limit=2)
+            return {name for answer in answers for name in answer} == expected
+
+        wait_until(answered, timeout=30, description="both have answered")
