@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 from celery import Celery, shared_task
 from celery.worker.request import Request
+from django.conf import settings
 from pydantic import BaseModel
 
 from celery_canceltoken import CancellableTask, CancellationToken
@@ -18,6 +19,10 @@ from tests.support.apps.cancellable import GATE_TIMEOUT, note
 
 if TYPE_CHECKING:
     import typing as only_for_checkers
+
+if not settings.configured:
+    # Until then Django's settings raise at whatever looks at them, as pytest-celery does at all objects.
+    settings.configure()
 
 __all__ = ["DECLARATIONS_APP", "NAMES", "app", "make_app"]
 
