@@ -187,10 +187,12 @@ class Execution:
 
     def close(self, celery_state: str | None) -> None:
         """Celery's result is written: leave the rest to the agent."""
-        if self.runtime is None or self.claim is None or self.decided is None:
-            # Nothing was decided: the child is about to end, and the parent says what becomes of the task.
+        if self.runtime is None or self.claim is None:
             return
         self.runtime.bodies.remove(self.execution_id)
+        if self.decided is None:
+            # The child is about to end, and the parent says what becomes of the task.
+            return
         failed_after_all = celery_state == celery_states.FAILURE and self.decided.state is State.SUCCEEDED
         instead = State.FAILED if failed_after_all else None
         self.runtime.port.ended(Ended(self.execution_id, self.request.id, instead), self.owed)
