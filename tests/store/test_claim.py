@@ -395,6 +395,17 @@ def test_a_successor_before_its_predecessors_end_takes_over(lab: Lab) -> None:
     assert lab.fields["execution"] == "two"
 
 
+def test_a_retrys_next_run_begins_with_a_clean_record(lab: Lab) -> None:
+    """How the execution before ended does not show in the record of the one that runs."""
+    lab.run("one")
+    lab.finish("one", Ending.RETRIED, value="[1]", error="ValueError()", observed_ago=0.1)
+    lab.run("two", generation=1)
+    assert set(lab.fields) == {
+        *("v", "state", "execution", "owner", "worker", "name", "takes_token", "late_ack", "send"),
+        *("generation", "attempt", "started_at"),
+    }
+
+
 def test_a_successor_clears_the_way_for_its_own_ladder(lab: Lab) -> None:
     """What an earlier execution of the send was asked does not show in the next."""
     lab.run("one")

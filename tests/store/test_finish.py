@@ -147,6 +147,17 @@ def test_a_predecessor_finishes_nothing_after_its_successors_retry(lab: Lab) -> 
         assert lab.finish("one") == NOT_MINE
 
 
+@pytest.mark.parametrize("later", [Ending.RETURNED, Ending.RETRIED])
+def test_an_execution_of_an_earlier_life_finishes_nothing(lab: Lab, later: Ending) -> None:
+    """Who has lost its id to a new life does not come back when that one has ended, or waits for a retry."""
+    lab.run("one")
+    lab.run("two", owner=BOB, send="again", take_over_from=("one", ALICE))
+    lab.finish("two", later)
+    lab.settle("two", owner=BOB)
+    with lab.unchanged():
+        assert lab.finish("one") == NOT_MINE
+
+
 def test_the_owner_finishes_even_where_its_lease_has_lapsed(lab: Lab) -> None:
     """As long as nobody has taken the id, its owner's word counts."""
     lab.run("one", owner="nobody.9")
@@ -387,6 +398,20 @@ def test_what_was_recorded_without_a_claim_is_told_again(lab: Lab, before: str) 
     with lab.unchanged():
         assert lab.finish("two", unclaimed=True) == first
     assert lab.ttl > 0
+
+
+def test_what_was_recorded_without_a_claim_knows_nothing_of_the_life_before(lab: Lab) -> None:
+    """What was asked of a life that has ended does not show in the next, claimed or not."""
+    lab.run("one")
+    lab.request()
+    lab.deliver("one")
+    lab.finish("one", Ending.CANCELLED, cause=Cause.REVOKED, observed=True, observed_ago=0.1, error="x")
+    lab.settle("one")
+    lab.start_without_the_store("two", owner=BOB, send="again")
+    assert lab.finish("two", unclaimed=True).cancellation is None
+    left = {"request", "kind", "cause", "reason", "actor", "answer", "requested_at", "observed_at", "error"}
+    assert left & set(lab.fields) == set()
+    assert lab.fields["outcome"] == "SUCCEEDED"
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,14 @@ def test_an_owner_of_no_known_form_wakes_nobody(lab: Lab, owner: str) -> None:
     assert [key for key in lab.redis.keys(f"{lab.store.keys.prefix}*") if ":inbox:" in key] == []
 
 
+def test_an_incarnation_is_a_number(lab: Lab, inbox: InboxStream) -> None:
+    """What follows the last dot of an owner has to be one, or it is no agent's."""
+    lab.run("one")
+    lab.set(owner="alice.x")
+    assert lab.request().applied
+    assert lab.redis.xlen(lab.store.keys.inbox(ALICE)) == 1
+
+
 def test_an_idle_read_ends_by_itself(lab: Lab, valkey: EmbeddedServer, settings: Settings) -> None:
     """Without a wake-up a read comes back empty after two heartbeats, so that its thread can look around."""
     short = dataclasses.replace(settings, heartbeat_interval=0.05)

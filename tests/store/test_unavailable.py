@@ -344,6 +344,39 @@ def test_a_damaged_record_opens_no_breaker(guarded: RedisStore, private_valkey: 
 # Many threads.
 
 
+def test_a_crowd_is_served_by_a_slow_server(make_store: Make, lab: Lab, valkey_proxy: ToxicProxy) -> None:
+    """To wait for one's turn is no outage, though all together it takes longer than the timeout."""
+    store = make_store(valkey_proxy.url, timeout=0.4, connections=4)
+    valkey_proxy.delay(0.05)
+    start = threading.Barrier(32)
+    seen: list[object] = []
+
+    def ask(number: int) -> None:
+        start.wait(10)
+        try:
+            seen.append(store.get(f"task-{number}"))
+        except StoreUnavailableError as error:
+            seen.append(error)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(32)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert seen == [None] * 32
+
+
+def test_a_wait_leaves_no_connection_behind(make_store: Make, lab: Lab, valkey_proxy: ToxicProxy) -> None:
+    """Who has waited for an end gives its connection back to the server."""
+    store = make_store(valkey_proxy.url)
+    store.owners()
+    before = valkey_proxy.open_connections
+    for _ in range(3):
+        with store.end_of("task-7") as end:
+            end.wait(0.01)
+    wait_until(lambda: valkey_proxy.open_connections == before, description="the connections are closed")
+
+
 def test_a_crowd_waits_no_longer_than_one(make_store: Make, frozen_valkey: EmbeddedServer) -> None:
     """With a breaker, those who wait for their turn at a silent server are told as soon as the first are."""
     store = make_store(frozen_valkey.url, timeout=0.5, connections=4, breaker=Breaker(2.0))

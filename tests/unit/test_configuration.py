@@ -107,6 +107,14 @@ def test_of_several_brokers_the_first_is_used(
     assert list(where(valkey, prefix)) == [4]
 
 
+def test_of_several_brokers_in_one_url_the_first_is_used(
+    make_app: AppFactory, valkey: EmbeddedServer, url: Callable[[int], str], prefix: str
+) -> None:
+    """Celery's other spelling of the same."""
+    use(client_store(make_app(broker_url=f"{url(4)};{url(5)}")))
+    assert list(where(valkey, prefix)) == [4]
+
+
 @pytest.mark.parametrize(
     "configuration",
     [

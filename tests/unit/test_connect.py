@@ -158,6 +158,17 @@ def test_a_sentinel_that_is_down_is_passed_over(sentinel: EmbeddedServer) -> Non
         assert time.monotonic() - began < 2.0
 
 
+def test_a_sentinel_that_is_silent_costs_one_timeout(sentinel: EmbeddedServer) -> None:
+    """Asking the way takes no longer than any other call may."""
+    plan = ConnectionPlan(f"sentinel://{sentinel.host}:{sentinel.port}", options={"master_name": "shop"})
+    sentinel.pause()
+    with plan.client(timeout=0.3, connections=1) as client:
+        began = time.monotonic()
+        with pytest.raises(RedisConnectionError):
+            client.ping()
+        assert time.monotonic() - began < 2.0
+
+
 def test_an_unknown_name_at_the_sentinel_is_no_connection(sentinel: EmbeddedServer) -> None:
     """A name that no sentinel knows is an outage like any other."""
     with (
