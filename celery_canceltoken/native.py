@@ -1,23 +1,58 @@
 """What stays native under gevent and eventlet, whose patches turn threads and locks into green ones.
 
 The agent must beat while a greenlet computes, so it lives in real threads, and real threads may share
-nothing with greenlets but what the interpreter itself makes atomic: a dict, and this queue in C.
+nothing with greenlets but what the interpreter itself makes atomic: a dict, and this queue.
 """
 
 from __future__ import annotations
 
+import _thread
+import contextlib
 import sys
 import threading
-from _queue import Empty, SimpleQueue
+from collections import deque
 from collections.abc import Callable
-from typing import Any
+from queue import Empty
+from typing import Any, Generic, TypeVar
 
-__all__ = ["Empty", "NativeThread", "SimpleQueue", "is_green"]
+__all__ = ["Empty", "NativeQueue", "NativeThread", "is_green"]
+
+T = TypeVar("T")
 
 
 def is_green() -> bool:
     """Tell whether this process's threads have been replaced by greenlets."""
-    return _original_start() is not None
+    return _original("start_new_thread") is not _thread.start_new_thread
+
+
+class NativeQueue(Generic[T]):
+    """Anybody puts, greenlets too, and never waits; one native thread gets.
+
+    Not `queue.SimpleQueue`: with a timeout that has passed before it looks at its lock (0, or a busy
+    machine) CPython's may wait for ever. Seen on 3.10; a heartbeat cannot have that.
+    """
+
+    def __init__(self) -> None:
+        self._items: deque[T] = deque()
+        # Open while there may be something to get. Being one of Python's own, it minds its deadline.
+        self._signal = _original("allocate_lock")()
+        self._signal.acquire()
+
+    def put(self, item: T) -> None:
+        """Leave *item*."""
+        self._items.append(item)
+        # Open already: somebody else has put something that was not got yet.
+        with contextlib.suppress(RuntimeError):
+            self._signal.release()
+
+    def get(self, timeout: float = 0.0) -> T:
+        """Return the next item, waiting *timeout* seconds at most. Raises Empty, now and then too early."""
+        if not self._items and timeout > 0:
+            self._signal.acquire(timeout=min(timeout, threading.TIMEOUT_MAX))
+        try:
+            return self._items.popleft()
+        except IndexError:
+            raise Empty from None
 
 
 class NativeThread:
@@ -25,35 +60,32 @@ class NativeThread:
 
     def __init__(self, target: Callable[[], None], name: str) -> None:
         self._target = target
-        self._ended: SimpleQueue[None] = SimpleQueue()
-        start = _original_start()
-        if start is None:
-            threading.Thread(target=self._run, name=name, daemon=True).start()
+        self._running = _original("allocate_lock")()
+        self._running.acquire()
+        if is_green():
+            _original("start_new_thread")(self._run, ())
         else:
-            start(self._run, ())
+            threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def join(self, timeout: float) -> bool:
         """Wait *timeout* seconds at most, without a hub's help; tell whether it has ended."""
-        try:
-            self._ended.get(timeout=timeout)
-        except Empty:
-            return False
-        self._ended.put(None)
-        return True
+        ended: bool = self._running.acquire(timeout=timeout)
+        if ended:
+            self._running.release()
+        return ended
 
     def _run(self) -> None:
         try:
             self._target()
         finally:
-            self._ended.put(None)
+            self._running.release()
 
 
-def _original_start() -> Callable[..., Any] | None:
-    """Python's own `start_new_thread` where it has been replaced, else None."""
-    original: Callable[..., Any] | None = None
+def _original(name: str) -> Any:
+    """Python's own function of the module `_thread`, also where that has been patched."""
     gevent, eventlet = sys.modules.get("gevent.monkey"), sys.modules.get("eventlet.patcher")
     if gevent is not None and gevent.is_module_patched("threading"):
-        original = gevent.get_original("_thread", "start_new_thread")
-    elif eventlet is not None and eventlet.is_monkey_patched("thread"):
-        original = eventlet.original("_thread").start_new_thread
-    return original
+        return gevent.get_original("_thread", name)
+    if eventlet is not None and eventlet.is_monkey_patched("thread"):
+        return getattr(eventlet.original("_thread"), name)
+    return getattr(_thread, name)

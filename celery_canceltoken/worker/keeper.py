@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from celery_canceltoken.native import Empty, SimpleQueue
+from celery_canceltoken.native import Empty, NativeQueue
 from celery_canceltoken.worker.check import Check
 from celery_canceltoken.worker.chore import Chore
 from celery_canceltoken.worker.heartbeat import Heartbeat
@@ -34,7 +34,7 @@ class Keeper(Service):
         super().__init__()
         self._agent = agent
         self._complete = complete
-        self._mail: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._mail: NativeQueue[Callable[[], None]] = NativeQueue()
 
     def begin(self) -> None:
         """Make the store and the chores."""
@@ -82,6 +82,6 @@ class Keeper(Service):
             work = self._mail.get(timeout=timeout)
             while True:
                 work()
-                work = self._mail.get_nowait()
+                work = self._mail.get()
         except Empty:
             return

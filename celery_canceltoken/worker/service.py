@@ -6,7 +6,7 @@ import logging
 from abc import ABC, abstractmethod
 
 from celery_canceltoken.errors import StoreUnavailableError
-from celery_canceltoken.native import Empty, NativeThread, SimpleQueue
+from celery_canceltoken.native import Empty, NativeQueue, NativeThread
 
 __all__ = ["Service"]
 
@@ -28,7 +28,7 @@ class Service(ABC):
         self.stopping = False
         self._thread: NativeThread | None = None
         self._store_is_down = False
-        self._stop_signal: SimpleQueue[None] = SimpleQueue()
+        self._stop_signal: NativeQueue[None] = NativeQueue()
 
     def start(self) -> None:
         """Start the thread."""
