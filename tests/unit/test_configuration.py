@@ -306,6 +306,7 @@ def test_a_process_has_one_client_store(make_app: AppFactory, url: Callable[[int
     assert client_store(app) is client_store(app)
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_fork_makes_a_store_of_its_own(make_app: AppFactory, url: Callable[[int], str]) -> None:
     """A child process shares no connection with its parent."""
     app = make_app(result_backend=url(1))
