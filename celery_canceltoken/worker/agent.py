@@ -117,10 +117,15 @@ class Agent:
         store.announce(self.owner)
         if self.link is not None:
             self.link.broadcast_owner()
-        for execution in self.live():
-            self._adopt(execution, store)
+        self.adopt_all(store)
         store.forget_owner(old)
         logger.warning("the lease of this worker had lapsed; it goes on as %s", self.owner)
+
+    def adopt_all(self, store: RedisStore) -> None:
+        """Move what still runs under an earlier incarnation to the current one; mostly there is nothing."""
+        for execution in self.live():
+            if execution.claim.owner != self.owner and not execution.tripped:
+                self._adopt(execution, store)
 
     # -- what bodies tell
 

@@ -35,6 +35,8 @@ class Heartbeat(Chore):
             self._keep_at = now + self._keep_every
         elif not self._store.beat(agent.owner):
             agent.renew(self._store)
+        else:
+            agent.adopt_all(self._store)
         if now >= self._keep_at:
             self._store.keep(agent.owner, [one.claim.task_id for one in agent.live()])
             self._keep_at = now + self._keep_every

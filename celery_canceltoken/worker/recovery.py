@@ -43,36 +43,39 @@ class Janitor(Chore):
         if time.monotonic() < self._not_before:
             return
         store = self._store
-        for owner in store.dead(owner for owner in store.owners() if owner != self._agent.owner):
+        others = [owner for owner in store.owners() if not _same_agent(owner, self._agent.owner)]
+        for owner in store.dead(others):
             task_ids = store.owned_by(owner, _AT_ONCE)
             if not task_ids:
                 store.forget_owner(owner)
-            for task_id in task_ids:
-                self._look_at(owner, task_id)
-            if len(task_ids) == _AT_ONCE:
+            done = [task_id for task_id in task_ids if self._look_at(owner, task_id)]
+            if len(task_ids) == _AT_ONCE and done:
                 # More of them in the next turn: the heartbeat comes first.
                 self.hasten()
 
-    def _look_at(self, dead_owner: str, task_id: str) -> None:
+    def _look_at(self, dead_owner: str, task_id: str) -> bool:
+        """Tell whether the id needs no second look."""
         store = self._store
         try:
             record = store.get(task_id)
         except RecordUnreadableError as error:
-            logger.warning("%s; left alone", error)
-            record = None
+            # Written by a newer release, perhaps: for an agent of that release to see to.
+            logger.debug("%s; left alone", error)
+            return False
         if record is None or record.state not in (State.PROCESSING, State.FINISHING):
             store.not_owned(dead_owner, task_id)
-            return
+            return True
         if record.owner != dead_owner:
             # Taken over, or adopted by a later incarnation of the same agent, whose index this is as well.
             if not _same_agent(record.owner, dead_owner):
                 store.not_owned(dead_owner, task_id)
-            return
+            return True
         agent = self._agent
         recovery = store.recover(record, owner=agent.owner, worker=agent.worker, recovery_id=uuid.uuid4().hex)
         if recovery is not None:
             logger.warning("task %s: its worker is gone; it ends %s", task_id, recovery.state)
             agent.world.spawn(lambda: self._write_result(recovery))
+        return recovery is not None
 
     def _write_result(self, recovery: Recovery) -> None:
         # Celery's backend may try for long, and belongs to the bodies' world: not the keeper's to wait for.
