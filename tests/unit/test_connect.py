@@ -178,6 +178,12 @@ def test_an_unknown_name_at_the_sentinel_is_no_connection(sentinel: EmbeddedServ
         client.ping()
 
 
+def test_a_sentinel_url_may_name_its_master(sentinel: EmbeddedServer) -> None:
+    """Where there are no transport options, the name of the master stands in the URL."""
+    with client_of(f"sentinel://{sentinel.host}:{sentinel.port}/0?master_name=shop") as client:
+        assert client.ping()
+
+
 def test_a_sentinel_without_a_name_is_refused() -> None:
     """`sentinel://` alone does not say which server: the error names what is missing and where it goes."""
     with pytest.raises(
