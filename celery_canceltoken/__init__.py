@@ -10,10 +10,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from celery_canceltoken.api import get_record, revoke
+    from celery_canceltoken.api import (
+        delete,
+        get_record,
+        list_records,
+        requeue,
+        reschedule,
+        revoke,
+        revoke_group,
+        revoke_many,
+        revoke_where,
+        revoke_workflow,
+        withdraw,
+    )
     from celery_canceltoken.cancelled import TaskCancelled
     from celery_canceltoken.cause import Cause
-    from celery_canceltoken.control import Outcome, RequestHandle
+    from celery_canceltoken.control.handle import Outcome, RequestHandle, RequestHandles
+    from celery_canceltoken.control.listing import RecordPage
+    from celery_canceltoken.control.many import StoredTask
     from celery_canceltoken.current import current_token
     from celery_canceltoken.errors import (
         CancelTokenError,
@@ -22,7 +36,8 @@ if TYPE_CHECKING:
         SettingsError,
         StoreUnavailableError,
     )
-    from celery_canceltoken.record import TaskRecord
+    from celery_canceltoken.record import Change, TaskRecord
+    from celery_canceltoken.signals import task_cancelled
     from celery_canceltoken.states import State
     from celery_canceltoken.task.base import CancellableTask
     from celery_canceltoken.token import CancellationSource, CancellationToken, Registration
@@ -33,19 +48,33 @@ __all__ = [
     "CancellationSource",
     "CancellationToken",
     "Cause",
+    "Change",
     "InvalidArgumentError",
     "Outcome",
+    "RecordPage",
     "RecordUnreadableError",
     "Registration",
     "RequestHandle",
+    "RequestHandles",
     "SettingsError",
     "State",
     "StoreUnavailableError",
+    "StoredTask",
     "TaskCancelled",
     "TaskRecord",
     "current_token",
+    "delete",
     "get_record",
+    "list_records",
+    "requeue",
+    "reschedule",
     "revoke",
+    "revoke_group",
+    "revoke_many",
+    "revoke_where",
+    "revoke_workflow",
+    "task_cancelled",
+    "withdraw",
 ]
 
 __version__ = "0.1.0"
@@ -56,19 +85,33 @@ _HOMES = {
     "CancellationSource": "token",
     "CancellationToken": "token",
     "Cause": "cause",
+    "Change": "record",
     "InvalidArgumentError": "errors",
-    "Outcome": "control",
+    "Outcome": "control.handle",
+    "RecordPage": "control.listing",
     "RecordUnreadableError": "errors",
     "Registration": "token",
-    "RequestHandle": "control",
+    "RequestHandle": "control.handle",
+    "RequestHandles": "control.handle",
     "SettingsError": "errors",
     "State": "states",
     "StoreUnavailableError": "errors",
+    "StoredTask": "control.many",
     "TaskCancelled": "cancelled",
     "TaskRecord": "record",
     "current_token": "current",
+    "delete": "api",
     "get_record": "api",
+    "list_records": "api",
+    "requeue": "api",
+    "reschedule": "api",
     "revoke": "api",
+    "revoke_group": "api",
+    "revoke_many": "api",
+    "revoke_where": "api",
+    "revoke_workflow": "api",
+    "task_cancelled": "signals",
+    "withdraw": "api",
 }
 
 

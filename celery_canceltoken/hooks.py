@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from typing import Any
 
 from billiard import get_start_method
-from billiard.exceptions import WorkerLostError
 from celery import bootsteps, current_app, signals
-from celery import states as celery_states
 from celery.concurrency.prefork import TaskPool as PreforkPool
-from celery.exceptions import TaskRevokedError
 
-from celery_canceltoken.configuration import agent_store, body_store, settings_of
+from celery_canceltoken.configuration import agent_store, body_store, client_store, settings_of
 from celery_canceltoken.errors import SettingsError
-from celery_canceltoken.states import State
+from celery_canceltoken.publishing import send_again
+from celery_canceltoken.results import complete
 from celery_canceltoken.store.answers import Recovery
 from celery_canceltoken.worker.agent import Agent
 from celery_canceltoken.worker.runtime import (
@@ -28,6 +25,21 @@ from celery_canceltoken.worker.runtime import (
 __all__ = ["AgentStep", "install"]
 
 logger = logging.getLogger("celery_canceltoken.worker")
+
+
+class _CeleryOf:
+    """An agent's port to the Celery of its worker."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    def complete(self, recovery: Recovery) -> None:
+        """Write the Celery result that a lost worker left unwritten."""
+        complete(self._app, recovery)
+
+    def send_again(self, task_id: str) -> None:
+        """Publish the message of *task_id* that waits in the outbox, if one does."""
+        send_again(self._app, client_store(self._app), task_id)
 
 
 class AgentStep(bootsteps.StartStopStep):
@@ -57,7 +69,7 @@ class AgentStep(bootsteps.StartStopStep):
             lambda: agent_store(app),
             settings_of(app),
             worker.hostname,
-            complete=lambda recovery: _complete(app, recovery),
+            celery=_CeleryOf(app),
             children=issubclass(worker.pool_cls, PreforkPool),
         )
         serve(id(app), agent, lambda: body_store(app))
@@ -106,21 +118,3 @@ def _on_worker_process_init(**_: Any) -> None:
 
 def _has_cancellable_tasks(app: Any) -> bool:
     return any(hasattr(task, "token_parameter") for task in app.tasks.values())
-
-
-def _complete(app: Any, recovery: Recovery) -> None:
-    """Write the Celery result that a lost worker left unwritten.
-
-    Without its message nothing is known of the task's chord, chain and errbacks: they are not told.
-    """
-    backend, task_id = app.backend, recovery.task_id
-    if recovery.state in (State.REVOKED, State.DELETED):
-        reason = recovery.cancellation.reason if recovery.cancellation else None
-        error = TaskRevokedError(reason or recovery.state.value.lower())
-        backend.mark_as_failure(task_id, error, state=celery_states.REVOKED)
-    elif backend.get_state(task_id) in celery_states.READY_STATES:
-        return
-    elif recovery.state is State.FAILED:
-        backend.mark_as_failure(task_id, WorkerLostError("the worker was lost while it ran the task"))
-    elif recovery.state is State.SUCCEEDED and recovery.value:
-        backend.mark_as_done(task_id, json.loads(recovery.value))

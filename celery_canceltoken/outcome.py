@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from celery_canceltoken.cause import Cause
@@ -66,6 +66,10 @@ class Answer(str, Enum):
     TOO_LATE = "too-late"
     CARRIED = "carried"
     """Neither yet: the next execution of the id will see it."""
+    WITHDRAWN = "withdrawn"
+    """Taken back in time."""
+    OVERRULED = "overruled"
+    """Another request that wants more took its place."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,13 @@ class Verdict:
     message: MessageFate = MessageFate.CELERY
     answer: Answer = Answer.TOO_LATE
     next_generation: bool = False
+    completed: bool = False
+    """The work of a run that goes back to its queue was done: the request's handle says so."""
+
+    @property
+    def is_cancellation(self) -> bool:
+        """True if the run ended as it was told to, rather than in a way of its own."""
+        return self.result is ResultFate.REVOKED or self.message is MessageFate.REPUBLISH
 
 
 _AS_CELERY: dict[Ending, Verdict] = {
@@ -105,6 +116,7 @@ _DELETED = Verdict(State.DELETED, ResultFate.REVOKED, MessageFate.ACK, Answer.EF
 _BACK_TO_ITS_QUEUE = Verdict(
     State.ENQUEUED, ResultFate.NOTHING, MessageFate.REPUBLISH, Answer.EFFECTIVE, next_generation=True
 )
+_BACK_THOUGH_COMPLETED = replace(_BACK_TO_ITS_QUEUE, completed=True)
 _ALREADY_SENT_AGAIN = Verdict(State.ENQUEUED, answer=Answer.EFFECTIVE, next_generation=True)
 _SOMEBODY_ELSES = Verdict(None, ResultFate.NOTHING, MessageFate.ACK)
 _TIMED_OUT = Verdict(State.FAILED, ResultFate.TIMED_OUT)
@@ -122,7 +134,7 @@ def decide(ending: Ending, cause: Cause | None, observed: bool, disregarded: boo
     if cause in (Cause.SUPERSEDED, Cause.LEASE_LOST):
         return _SOMEBODY_ELSES
     if ending in _OUT_OF_OUR_HANDS:
-        return as_celery
+        return _out_of_our_hands(ending, cause, as_celery)
     if ending is Ending.REPLACED:
         # The work goes on in tasks that are published already: theirs to be stopped.
         return as_celery
@@ -132,7 +144,9 @@ def decide(ending: Ending, cause: Cause | None, observed: bool, disregarded: boo
     if cause is Cause.DELETED:
         return _DELETED
     if cause is Cause.REQUEUED:
-        return _ALREADY_SENT_AGAIN if ending is Ending.RETRIED else _BACK_TO_ITS_QUEUE
+        if ending is Ending.RETRIED:
+            return _ALREADY_SENT_AGAIN
+        return _BACK_THOUGH_COMPLETED if ending is Ending.RETURNED and not heeded else _BACK_TO_ITS_QUEUE
     if cause is Cause.SHUTDOWN:
         stopped = ending is Ending.CANCELLED or (ending is Ending.RETURNED and heeded)
         return _BACK_TO_ITS_QUEUE if stopped else as_celery
@@ -153,6 +167,15 @@ def rows(ending: Ending, cause: Cause | None, observed: bool, disregarded: bool)
             "requeue": Cause.REQUEUED,
         }.items()
     }
+
+
+def _out_of_our_hands(ending: Ending, cause: Cause, as_celery: Verdict) -> Verdict:
+    if ending is Ending.CHILD_LOST_BACK:
+        # The message comes again, and the claim says no then.
+        return as_celery
+    if cause is Cause.DELETED:
+        return _DELETED
+    return _REVOKED if cause is Cause.REVOKED and ending is Ending.TERMINATED else as_celery
 
 
 def _revoked(ending: Ending, heeded: bool, as_celery: Verdict) -> Verdict:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from celery_canceltoken.errors import SettingsError
+from celery_canceltoken.message import KEEP_POLICIES
 
 __all__ = ["SETTING_PREFIX", "Settings"]
 
@@ -35,6 +36,24 @@ def _text(name: str, value: object) -> str:
     return value
 
 
+def _keep_policy(name: str, value: object) -> str:
+    if value not in KEEP_POLICIES:
+        raise SettingsError(name, f"must be one of {', '.join(KEEP_POLICIES)}, not {value!r}")
+    return str(value)
+
+
+def _bytes(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise SettingsError(name, f"must be a number of bytes, 0 or more, not {value!r}")
+    return value
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise SettingsError(name, f"must be True or False, not {value!r}")
+    return value
+
+
 def _prefix(name: str, value: object) -> str:
     text = _text(name, value)
     if not text.isprintable() or any(sign in text for sign in "{}") or len(text) > 100:
@@ -44,7 +63,7 @@ def _prefix(name: str, value: object) -> str:
 
 @dataclass(frozen=True)
 class Settings:
-    """All settings of one app. Durations are in seconds."""
+    """All settings of one app. Durations are in seconds, sizes in bytes."""
 
     redis_url: str | None = None
     prefix: str = "canceltoken"
@@ -54,6 +73,9 @@ class Settings:
     store_timeout: float = 0.5
     record_expires: float = 86_400.0
     request_expires: float = 2_592_000.0
+    keep_message: str = "until_success"
+    message_limit: int = 65_536
+    track_enqueued: bool = False
 
     @classmethod
     def from_mapping(cls, configuration: Mapping[str, Any]) -> Settings:
@@ -97,3 +119,6 @@ _CHECKS: dict[str, Callable[[str, object], Any]] = {
 }
 _CHECKS["redis_url"] = _text
 _CHECKS["prefix"] = _prefix
+_CHECKS["keep_message"] = _keep_policy
+_CHECKS["message_limit"] = _bytes
+_CHECKS["track_enqueued"] = _flag

@@ -11,7 +11,9 @@ class State(str, Enum):
     """Where a task is, as its record says. Hangfire's states, with FINISHING between the last two."""
 
     ENQUEUED = "ENQUEUED"
-    """Wanted, and in a queue (a retry or a requeue that no worker has claimed yet)."""
+    """Wanted, and in a queue: sent (where that is tracked), retried or requeued, and not claimed yet."""
+    SCHEDULED = "SCHEDULED"
+    """The same, to be run at a time; it stays so until a worker claims it."""
     PROCESSING = "PROCESSING"
     """An execution owns it and its body runs."""
     FINISHING = "FINISHING"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from celery_canceltoken.cause import Cancellation
 from celery_canceltoken.outcome import Verdict
@@ -16,12 +17,15 @@ __all__ = [
     "Delivery",
     "DeliveryVerdict",
     "Ended",
+    "Enqueued",
     "Finish",
     "FinishAnswer",
     "InboxEntry",
     "Recovery",
     "RequestAnswer",
     "RequestOrder",
+    "Settled",
+    "WithdrawOrder",
 ]
 
 
@@ -39,6 +43,13 @@ class Claim:
     name: str
     takes_token: bool
     late_ack: bool
+    queue: str = ""
+    root: str = ""
+    stamps: Mapping[str, Any] = field(default_factory=dict)
+    keep: str = "never"
+    """What becomes of its message, of `message.KEEP_POLICIES`."""
+    unkept: str = ""
+    """Why its message is not kept."""
 
 
 class ClaimVerdict(str, Enum):
@@ -76,17 +87,41 @@ class RequestOrder:
     cancellation: Cancellation
     from_states: Collection[State] = ()
     must_exist: bool = False
+    wanted_eta: int | None = None
+    """When it is to run again, in microseconds since the epoch."""
+
+
+@dataclass(frozen=True)
+class WithdrawOrder:
+    """Somebody takes back what is asked of a task."""
+
+    task_id: str
+    withdrawal_id: str
+    request_id: str | None = None
+    """That request only; None: whatever is pending."""
+    from_states: Collection[State] = ()
+
+
+@dataclass(frozen=True)
+class Enqueued:
+    """A message that waits in the outbox: to be published as *generation*, to run at *eta* (microseconds)."""
+
+    generation: int
+    eta: int | None = None
 
 
 @dataclass(frozen=True)
 class RequestAnswer:
-    """What `request` answered; *why* is a word of the script's where it was refused."""
+    """What `request` or `withdraw` answered; *why* is a word of the script's where it was refused."""
 
     applied: bool
     why: str
     previous: State | None
-    owner: str
-    execution_id: str
+    unkept: str = ""
+    """Why the task's message is not kept, where that is why."""
+    outbox: Enqueued | None = None
+    """What the asker is to publish."""
+    withdrawn_kind: str = ""
 
 
 class DeliveryVerdict(str, Enum):
@@ -134,6 +169,8 @@ class FinishAnswer:
     verdict: Verdict | None = None
     """The row that was picked."""
     cancellation: Cancellation | None = None
+    outbox: Enqueued | None = None
+    """What goes back to the queue, where the row says so."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +181,17 @@ class Ended:
     task_id: str
     instead: State | None = None
     """What Celery made of it where that differs from what was decided (a result it could not encode)."""
+    keep: str = "until_success"
+    """What becomes of its message, of `message.KEEP_POLICIES`."""
+
+
+class Settled(int, Enum):
+    """What `settle` made of one execution."""
+
+    NOT_OURS = 0
+    FINAL = 1
+    SENT_AGAIN = 2
+    """It was asked to run again while its result was being written: it waits in the outbox."""
 
 
 @dataclass(frozen=True)
@@ -164,3 +212,5 @@ class Recovery:
     state: State
     value: str
     cancellation: Cancellation | None
+    message: str | None = None
+    """The message, as stored, where it is kept."""

@@ -39,6 +39,28 @@ class Keys:
         """The sorted set of all owners, by the time they were last seen to change."""
         return f"{self.prefix}:owners"
 
+    def mark(self, root_id: str) -> str:
+        """What is asked of a whole workflow, for those of it that are still to be claimed."""
+        return f"{self.prefix}:mark:{root_id}"
+
+    def members(self, root_id: str) -> str:
+        """The sorted set of the ids that were seen of a workflow."""
+        return f"{self.prefix}:members:{root_id}"
+
+    @property
+    def standing_orders(self) -> str:
+        """The hash of what is asked of all tasks of a kind that are still to be claimed."""
+        return f"{self.prefix}:standing-orders"
+
+    @property
+    def outbox(self) -> str:
+        """The sorted set of the ids that wait to be published again, by the time they began to."""
+        return f"{self.prefix}:outbox"
+
+    def listed(self, field: str, value: str) -> str:
+        """The sorted set of ids by their last change: of one state, task name or worker."""
+        return f"{self.prefix}:list:{field}:{value}"
+
     def stopped(self, task_id: str) -> str:
         """The channel on which the end of a task that was asked something is announced."""
         return f"{self.prefix}:stopped:{task_id}"

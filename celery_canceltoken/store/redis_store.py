@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import redis
 from redis.commands.core import Script
 
 from celery_canceltoken.cause import Cancellation, Cause
-from celery_canceltoken.errors import RecordUnreadableError, StoreUnavailableError
-from celery_canceltoken.outcome import Verdict
-from celery_canceltoken.record import FORMAT, TaskRecord, parse_record
+from celery_canceltoken.errors import StoreUnavailableError
+from celery_canceltoken.outcome import MessageFate, Verdict
+from celery_canceltoken.record import TaskRecord
 from celery_canceltoken.settings import Settings
 from celery_canceltoken.states import State
 from celery_canceltoken.store.answers import (
@@ -23,30 +22,31 @@ from celery_canceltoken.store.answers import (
     Delivery,
     DeliveryVerdict,
     Ended,
+    Enqueued,
     Finish,
     FinishAnswer,
     Recovery,
     RequestAnswer,
     RequestOrder,
+    Settled,
 )
 from celery_canceltoken.store.breaker import Breaker
+from celery_canceltoken.store.calls import Call, Calls, milliseconds
 from celery_canceltoken.store.connect import ConnectionPlan
 from celery_canceltoken.store.end_subscription import EndSubscription
-from celery_canceltoken.store.inbox_stream import INBOX_LENGTH, InboxStream
-from celery_canceltoken.store.keys import Keys
-from celery_canceltoken.store.scripts import script_source
+from celery_canceltoken.store.inbox_stream import InboxStream
+from celery_canceltoken.store.scripts import SCRIPTS, script_arguments, script_source
 
 __all__ = ["RedisStore"]
 
 T = TypeVar("T")
 
-_SCRIPTS = ("adopt", "claim", "deliver", "finish", "keep", "observe", "recover", "request", "settle")
 _PATIENCE = 20
 """Store timeouts that a call may wait for its turn."""
-_PROBLEMS = {
-    "damaged": "damaged; delete the key to start afresh",
-    "newer": f"written by a newer release; this one reads format {FORMAT}",
-}
+_BATCH = 500
+"""Calls in one round trip."""
+_OUTBOX_PATIENCE = 3
+"""Seconds a message may wait in the outbox before agents take it for forgotten."""
 
 
 class RedisStore:
@@ -70,47 +70,98 @@ class RedisStore:
         self._breaker = breaker
         # A store with one connection is one thread's own; under gevent a native one's: no place for a lock.
         self._turns = threading.BoundedSemaphore(connections) if connections > 1 else None
-        self.keys = Keys(settings.prefix)
+        self.calls = Calls(settings)
+        self.keys = self.calls.keys
         # redis-py annotates one answer for its sync and its async client: useless to a type checker.
         self._client: Any = plan.client(timeout=settings.store_timeout, connections=connections)
         self._scripts: dict[str, Script] = {
-            name: self._client.register_script(script_source(name)) for name in _SCRIPTS
+            name: self._client.register_script(script_source(name)) for name in SCRIPTS
         }
-        self._record_ttl = int(settings.record_expires * 1000)
-        self._request_ttl = int(settings.request_expires * 1000)
+        self._record_ttl = milliseconds(settings.record_expires)
 
     def close(self) -> None:
         """Close all connections. The next call opens new ones."""
         self._client.close()
 
+    # -- app code
+
+    def ask(self, call: Call[T]) -> T:
+        """Make one call. Raises what the call's own parser raises, too."""
+        return call.parse(self._call(lambda: self._make(call)))
+
+    def ask_many(self, calls: Sequence[Call[T]]) -> list[T]:
+        """Make many calls in few round trips. They are independent of each other.
+
+        Where the server goes away in between, none of the answers is known.
+        """
+        answers: list[T] = []
+        for start in range(0, len(calls), _BATCH):
+            batch = calls[start : start + _BATCH]
+            results = self._call(lambda batch=batch: self._make_together(batch))  # type: ignore[misc]
+            answers += [call.parse(result) for call, result in zip(batch, results, strict=True)]
+        return answers
+
+    def get(self, task_id: str) -> TaskRecord | None:
+        """Read one record. Raises RecordUnreadableError."""
+        return self.ask(self.calls.read(task_id))
+
+    def request(self, order: RequestOrder) -> RequestAnswer:
+        """Store what is asked of a task, and wake the agent that runs it. Raises RecordUnreadableError."""
+        return self.ask(self.calls.request(order))
+
+    def end_of(self, task_id: str) -> EndSubscription:
+        """Listen for the end of a task. Subscribe first, then read the record: nothing is missed."""
+        # A connection of its own: waits would use up the pool that those who answer them need.
+        client = self._plan.client(timeout=self._settings.store_timeout, connections=1)
+        return EndSubscription(client, self.keys.stopped(task_id), self._attempt)
+
     # -- bodies
 
     def claim(
-        self, claim: Claim, *, take_over_from: tuple[str, str] = ("", ""), running_attempt: int = 0
+        self,
+        claim: Claim,
+        *,
+        message: str = "",
+        take_over_from: tuple[str, str] = ("", ""),
+        running_attempt: int = 0,
     ) -> ClaimAnswer:
         """Take ownership of a task id for an execution, or learn why not.
 
-        *take_over_from* is the execution and the owner that were seen to be dead. *running_attempt*
-        writes the record of a body that runs already, and denies nothing.
+        *message* is kept with the record. *take_over_from* is the execution and the owner that were
+        seen to be dead. *running_attempt* writes the record of a body that runs already, and denies
+        nothing.
         """
+        arguments = {
+            **self.calls.about(claim.task_id),
+            "execution": claim.execution_id,
+            "owner": claim.owner,
+            "worker": claim.worker,
+            "send": claim.send,
+            "generation": claim.generation,
+            "redelivered": claim.redelivered,
+            "name": claim.name,
+            "takes_token": claim.takes_token,
+            "late_ack": claim.late_ack,
+            "queue": claim.queue,
+            "root": claim.root,
+            "unkept": claim.unkept,
+            "running": running_attempt,
+        }
+        if claim.stamps:
+            arguments["stamps"] = claim.stamps
+        if take_over_from[0]:
+            arguments["dead_execution"], arguments["dead_owner"] = take_over_from
+        keys = self.keys
         verdict, *rest = self._run(
             "claim",
-            [self.keys.record(claim.task_id), self.keys.owned(claim.owner)],
             [
-                claim.execution_id,
-                claim.owner,
-                claim.worker,
-                claim.send,
-                claim.generation,
-                int(claim.redelivered),
-                claim.task_id,
-                claim.name,
-                int(claim.takes_token),
-                int(claim.late_ack),
-                self._record_ttl,
-                *take_over_from,
-                running_attempt,
+                keys.record(claim.task_id),
+                keys.owned(claim.owner),
+                keys.mark(claim.root or claim.task_id),
+                keys.standing_orders,
             ],
+            arguments,
+            message,
         )
         if verdict == "run":
             return ClaimAnswer(ClaimVerdict.RUN, attempt=int(rest[0]), generation=int(rest[1]))
@@ -126,103 +177,49 @@ class RedisStore:
     def finish(self, finish: Finish) -> FinishAnswer:
         """Decide the outcome of an execution, in one step with whatever is asked of it by now."""
         claim, cancellation = finish.claim, finish.cancellation
-        rows = {kind: _row(verdict) for kind, verdict in finish.rows.items()}
-        afresh = {
-            "v": FORMAT,
-            "owner": claim.owner,
-            "worker": claim.worker,
-            "send": claim.send,
-            "name": claim.name,
-            "takes_token": int(claim.takes_token),
-            "late_ack": int(claim.late_ack),
-            "generation": finish.generation,
-            "attempt": finish.attempt,
+        arguments: dict[str, Any] = {
+            **self.calls.about(claim.task_id),
+            "execution": claim.execution_id,
+            "rows": {kind: _row(verdict) for kind, verdict in finish.rows.items()},
+            "value": finish.value,
+            "error": finish.error,
+            "generation": claim.generation,
+            "unclaimed": finish.unclaimed,
+            "afresh": {
+                "owner": claim.owner,
+                "worker": claim.worker,
+                "send": claim.send,
+                "name": claim.name,
+                "queue": claim.queue,
+                "root": claim.root,
+                "takes_token": str(int(claim.takes_token)),
+                "late_ack": str(int(claim.late_ack)),
+                "generation": str(finish.generation),
+                "attempt": str(finish.attempt),
+            },
         }
-        verdict, *rest = self._run(
-            "finish",
-            [self.keys.record(claim.task_id), self.keys.owned(claim.owner)],
-            [
-                claim.execution_id,
-                json.dumps(rows),
-                cancellation.cause.value if cancellation else "",
-                (cancellation.reason if cancellation else None) or "",
-                (cancellation.actor if cancellation else None) or "",
-                "" if finish.observed_ago is None else int(finish.observed_ago * 1_000_000),
-                finish.value,
-                finish.error,
-                self._record_ttl,
-                json.dumps(afresh),
-                claim.generation,
-                int(finish.unclaimed),
-                claim.task_id,
-            ],
-        )
+        if cancellation is not None:
+            arguments["cause"] = cancellation.cause.value
+            arguments["reason"], arguments["actor"] = cancellation.reason or "", cancellation.actor or ""
+        if finish.observed_ago is not None:
+            arguments["observed_ago"] = int(finish.observed_ago * 1_000_000)
+        keys = [self.keys.record(claim.task_id), self.keys.owned(claim.owner)]
+        verdict, *rest = self._run("finish", keys, arguments)
         if verdict != "recorded":
             return FinishAnswer(recorded=False, untracked=verdict == "untracked")
-        row, _state, _answer, *why = rest
-        return FinishAnswer(recorded=True, verdict=finish.rows[row], cancellation=_cancellation(why))
+        row, _state, cause, reason, actor, generation, eta = rest
+        picked = finish.rows[row]
+        back = picked.message is MessageFate.REPUBLISH
+        return FinishAnswer(
+            recorded=True,
+            verdict=picked,
+            cancellation=_cancellation((cause, reason, actor)),
+            outbox=Enqueued(int(generation), int(eta) if eta else None) if back else None,
+        )
 
     def is_alive(self, owner: str) -> bool:
         """Tell whether *owner* holds its lease."""
         return bool(self._call(lambda: self._client.exists(self.keys.lease(owner))))
-
-    # -- clients
-
-    def request(self, order: RequestOrder) -> RequestAnswer:
-        """Store what is asked of a task, and wake the agent that runs it.
-
-        Raises RecordUnreadableError; then nothing was written.
-        """
-        key = self.keys.record(order.task_id)
-        cancellation = order.cancellation
-        word, why, *rest = self._run(
-            "request",
-            [key],
-            [
-                order.request_id,
-                order.kind,
-                cancellation.cause.value,
-                cancellation.reason or "",
-                cancellation.actor or "",
-                ",".join(state.value for state in order.from_states),
-                int(order.must_exist),
-                self._request_ttl,
-                order.task_id,
-                self.keys.inbox_prefix,
-                INBOX_LENGTH,
-            ],
-        )
-        if word == "unreadable":
-            raise RecordUnreadableError(key, _PROBLEMS[why])
-        previous, owner, execution_id = rest
-        return RequestAnswer(
-            applied=word == "applied",
-            why=why,
-            previous=State(previous) if previous else None,
-            owner=owner,
-            execution_id=execution_id,
-        )
-
-    def get(self, task_id: str) -> TaskRecord | None:
-        """Read one record. Raises RecordUnreadableError."""
-        key = self.keys.record(task_id)
-
-        def read() -> Any:
-            try:
-                return self._client.hgetall(key)
-            except redis.ResponseError as error:
-                if not str(error).startswith("WRONGTYPE"):
-                    raise
-                raise RecordUnreadableError(key, _PROBLEMS["damaged"]) from error
-
-        fields = self._call(read)
-        return parse_record(key, task_id, fields) if fields else None
-
-    def end_of(self, task_id: str) -> EndSubscription:
-        """Listen for the end of a task. Subscribe first, then read the record: nothing is missed."""
-        # A connection of its own: waits would use up the pool that those who answer them need.
-        client = self._plan.client(timeout=self._settings.store_timeout, connections=1)
-        return EndSubscription(client, self.keys.stopped(task_id), self._attempt)
 
     # -- agents
 
@@ -238,7 +235,7 @@ class RedisStore:
 
         def write() -> None:
             pipeline = self._client.pipeline(transaction=False)
-            for name in _SCRIPTS:
+            for name in SCRIPTS:
                 pipeline.script_load(script_source(name))
             pipeline.set(self.keys.lease(owner), "1", px=self._lease_ttl)
             pipeline.zadd(self.keys.owners, {owner: 0})
@@ -256,7 +253,7 @@ class RedisStore:
     def keep(self, owner: str, task_ids: Sequence[str]) -> None:
         """Push the expiry of an agent's own keys, and of the records it works on, away again."""
         records = [self.keys.record(task_id) for task_id in task_ids]
-        self._run("keep", [*self._agent_keys(owner), *records], [self._record_ttl])
+        self._run("keep", [*self._agent_keys(owner), *records], {"ttl": self._record_ttl})
 
     def retire(self, owner: str) -> None:
         """The agent leaves in order; what it could not finish is visible as a dead owner's at once."""
@@ -268,7 +265,7 @@ class RedisStore:
 
     def deliver(self, task_id: str, execution_id: str) -> Delivery:
         """Ask what is wanted of an execution; marks the request delivered."""
-        verdict, *rest = self._run("deliver", [self.keys.record(task_id)], [execution_id])
+        verdict, *rest = self._run("deliver", [self.keys.record(task_id)], {"execution": execution_id})
         if verdict == "deliver":
             return Delivery(DeliveryVerdict.DELIVER, _cancellation(rest))
         return Delivery(DeliveryVerdict(verdict))
@@ -295,24 +292,19 @@ class RedisStore:
 
     def observe(self, task_id: str, execution_id: str, ago: float = 0.0) -> None:
         """Record that the body has seen its token tripped, *ago* seconds before now."""
-        self._run("observe", [self.keys.record(task_id)], [execution_id, int(ago * 1_000_000)])
+        arguments = {"execution": execution_id, "ago": int(ago * 1_000_000)}
+        self._run("observe", [self.keys.record(task_id)], arguments)
 
-    def settle(self, owner: str, ended: Sequence[Ended]) -> None:
+    def settle(self, owner: str, ended: Sequence[Ended]) -> list[Settled]:
         """Make outcomes final, in one command."""
         keys = [self.keys.record(one.task_id) for one in ended]
-        arguments: list[Any] = [len(ended), owner, self._record_ttl]
-        for one in ended:
-            arguments += [
-                one.execution_id,
-                one.task_id,
-                one.instead.value if one.instead else "",
-                self.keys.stopped(one.task_id),
-            ]
-        self._run("settle", [*keys, self.keys.owned(owner)], arguments)
+        arguments = {**self.calls.about(""), "owner": owner, "ended": [_ended(one) for one in ended]}
+        return [Settled(answer) for answer in self._run("settle", [*keys, self.keys.owned(owner)], arguments)]
 
     def adopt(self, task_id: str, execution_id: str, old_owner: str, new_owner: str) -> bool:
         """Move an execution to the agent's new incarnation. False: another execution has the id."""
-        answer = self._run("adopt", [self.keys.record(task_id)], [execution_id, old_owner, new_owner])
+        arguments = {"execution": execution_id, "old_owner": old_owner, "new_owner": new_owner}
+        answer = self._run("adopt", [self.keys.record(task_id)], arguments)
         return bool(answer != "superseded")
 
     def owners(self) -> list[str]:
@@ -341,35 +333,75 @@ class RedisStore:
 
     def recover(self, record: TaskRecord, *, owner: str, worker: str, recovery_id: str) -> Recovery | None:
         """Take over what the dead owner of *record* left. None: somebody else sees to it."""
-        verdict, *rest = self._run(
-            "recover",
-            [self.keys.record(record.task_id), self.keys.owned(owner)],
-            [
-                record.execution_id or "",
-                record.owner or "",
-                owner,
-                worker,
-                recovery_id,
-                record.task_id,
-                self._record_ttl,
-            ],
-        )
+        arguments = {
+            **self.calls.about(record.task_id),
+            "execution": record.execution_id or "",
+            "dead_owner": record.owner or "",
+            "owner": owner,
+            "worker": worker,
+            "recovery": recovery_id,
+        }
+        keys = [self.keys.record(record.task_id), self.keys.owned(owner)]
+        verdict, *rest = self._run("recover", keys, arguments)
         if verdict != "complete":
             return None
         state, value, *why = rest
-        return Recovery(record.task_id, recovery_id, State(state), value, _cancellation(why))
+        message = self.ask(self.calls.message(record.task_id))
+        return Recovery(record.task_id, recovery_id, State(state), value, _cancellation(why), message)
+
+    def in_outbox(self, limit: int) -> list[str]:
+        """Task ids whose message has waited to be published for some seconds, and try each once in a while.
+
+        Whoever is told of one has it to itself for as long again.
+        """
+        patience = {"patience": _OUTBOX_PATIENCE * 1_000_000, "limit": limit}
+        return list(self._run("outbox", [self.keys.outbox], patience))
+
+    def outbox_of(self, task_id: str) -> tuple[Enqueued | None, str | None]:
+        """What of a task waits to be published, and its message as stored."""
+        key, fields = self.keys.record(task_id), ("outbox", "eta", "message")
+        generation, eta, message = self._call(lambda: self._client.hmget(key, *fields))
+        return (Enqueued(int(generation), int(eta) if eta else None) if generation else None), message
+
+    def published(self, task_id: str, generation: int) -> None:
+        """The message that waited in the outbox is with the broker."""
+        self.ask(self.calls.published(task_id, generation))
 
     # -- plumbing
 
     @property
     def _lease_ttl(self) -> int:
-        return int(self._settings.lease_duration * 1000)
+        return milliseconds(self._settings.lease_duration)
 
     def _agent_keys(self, owner: str) -> list[str]:
         return [self.keys.inbox(owner), self.keys.owned(owner), self.keys.owners]
 
-    def _run(self, script: str, keys: list[str], arguments: list[Any]) -> Any:
-        return self._call(lambda: self._scripts[script](keys=keys, args=arguments))
+    def _run(self, script: str, keys: Sequence[str], arguments: Mapping[str, Any], blob: str = "") -> Any:
+        return self._call(lambda: self._scripts[script](keys=keys, args=script_arguments(arguments, blob)))
+
+    def _make(self, call: Call[Any]) -> Any:
+        if call.is_script:
+            return self._scripts[call.name](keys=call.keys, args=script_arguments(call.arguments, call.blob))
+        try:
+            return self._client.execute_command(call.name, *call.keys, *call.arguments)
+        except redis.ResponseError as error:
+            if not str(error).startswith("WRONGTYPE"):
+                raise
+            return error
+
+    def _make_together(self, calls: Sequence[Call[Any]]) -> list[Any]:
+        pipeline = self._client.pipeline(transaction=False)
+        for call in calls:
+            if call.is_script:
+                arguments = script_arguments(call.arguments, call.blob)
+                self._scripts[call.name](keys=call.keys, args=arguments, client=pipeline)
+            else:
+                pipeline.execute_command(call.name, *call.keys, *call.arguments)
+        results = list(pipeline.execute(raise_on_error=False))
+        for result in results:
+            if isinstance(result, Exception) and not str(result).startswith("WRONGTYPE"):
+                raise result
+        return results
 
     def _call(self, call: Callable[[], T]) -> T:
         if self._turns is None:
@@ -415,4 +447,11 @@ def _row(verdict: Verdict) -> dict[str, Any]:
         "state": verdict.state.value if verdict.state else "",
         "answer": verdict.answer.value,
         "next_generation": verdict.next_generation,
+        "republish": verdict.message is MessageFate.REPUBLISH,
+        "completed": verdict.completed,
     }
+
+
+def _ended(one: Ended) -> dict[str, Any]:
+    fields: dict[str, Any] = {"execution": one.execution_id, "task": one.task_id, "keep": one.keep}
+    return {**fields, "instead": one.instead.value} if one.instead else fields

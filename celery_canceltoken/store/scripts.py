@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
-__all__ = ["script_source"]
+__all__ = ["SCRIPTS", "script_arguments", "script_source"]
+
+SCRIPTS = (
+    *("adopt", "claim", "deliver", "enqueue", "finish", "keep", "mark", "observe", "outbox", "published"),
+    *("recover", "request", "settle", "stand", "unlist", "withdraw"),
+)
 
 
 @cache
@@ -14,3 +22,8 @@ def script_source(name: str) -> str:
     folder = files(__package__) / "lua"
     common = (folder / "common.lua").read_text(encoding="utf-8")
     return common + "\n" + (folder / f"{name}.lua").read_text(encoding="utf-8")
+
+
+def script_arguments(named: Mapping[str, Any] | Sequence[Any], blob: str = "") -> list[str]:
+    """Return the ARGV of a script: its named arguments as JSON, and what is too large for that as it is."""
+    return [json.dumps(named, separators=(",", ":")), blob]

@@ -6,7 +6,15 @@ from celery.exceptions import Ignore
 
 from celery_canceltoken.errors import CancelTokenError
 
-__all__ = ["NotStarted", "RaisedAfterCancel", "Replaced", "Revoked", "StrayCancellationError", "Superseded"]
+__all__ = [
+    "NotStarted",
+    "RaisedAfterCancel",
+    "Replaced",
+    "Revoked",
+    "SentBack",
+    "StrayCancellationError",
+    "Superseded",
+]
 
 
 class NotStarted(Ignore):
@@ -19,6 +27,10 @@ class Superseded(Ignore):
 
 class Revoked(Ignore):
     """The result says REVOKED already; what is left is the event and the signal, sent by the parent."""
+
+
+class SentBack(Ignore):
+    """The id goes back to its queue as the next generation: this run has nothing to tell."""
 
 
 class Replaced(Ignore):

@@ -20,18 +20,23 @@ from celery_canceltoken.cancelled import TaskCancelled
 from celery_canceltoken.cause import Cancellation, Cause
 from celery_canceltoken.current import as_current
 from celery_canceltoken.errors import StoreUnavailableError
-from celery_canceltoken.outcome import Ending, ResultFate, Verdict, decide, rows
+from celery_canceltoken.outcome import Ending, MessageFate, ResultFate, Verdict, decide, rows
+from celery_canceltoken.publishing import as_sent_again, publish
+from celery_canceltoken.results import forget, write_revoked
+from celery_canceltoken.signals import task_cancelled
 from celery_canceltoken.states import State
-from celery_canceltoken.store.answers import Claim, ClaimAnswer, ClaimVerdict, Ended, Finish
+from celery_canceltoken.store.answers import Claim, ClaimAnswer, ClaimVerdict, Ended, Enqueued, Finish
 from celery_canceltoken.task.endings import (
     NotStarted,
     RaisedAfterCancel,
     Replaced,
     Revoked,
+    SentBack,
     StrayCancellationError,
     Superseded,
 )
 from celery_canceltoken.task.stamp import Stamp
+from celery_canceltoken.task.wire import Keeping, keeping, kept_message
 from celery_canceltoken.token import CancellationSource, run_in_thread
 from celery_canceltoken.worker.runtime import Runtime, runtime_of
 
@@ -61,9 +66,12 @@ class Execution:
         self.entered = False
         """The body has been called: a further call from within it is a direct one."""
         self.unclaimed = False
+        self.message = kept_message(request)
+        self.keeping = Keeping("never")
         self.runtime: Runtime | None = None
         self.claim: Claim | None = None
         self.owed: Finish | None = None
+        self.outbox: Enqueued | None = None
         self.revoked_by: Cancellation | None = None
         self.decided: Verdict | None = None
         self.source = CancellationSource(run_callbacks=run_in_thread, on_observed=self._observed)
@@ -90,6 +98,7 @@ class Execution:
         if runtime is None:
             _warn_of_missing_agent()
             return None
+        self.keeping = keeping(self.message, self.task, runtime.settings)
         self.claim = self._make_claim(runtime)
         try:
             answer = self._claim_until_clear(runtime, self.claim)
@@ -116,6 +125,7 @@ class Execution:
 
     def _make_claim(self, runtime: Runtime) -> Claim:
         delivery = getattr(self.request, "delivery_info", None) or {}
+        root_id = getattr(self.request, "root_id", None)
         return Claim(
             task_id=self.request.id,
             execution_id=self.execution_id,
@@ -127,16 +137,23 @@ class Execution:
             name=self.task.name or "",
             takes_token=getattr(self.task, "token_parameter", None) is not None,
             late_ack=bool(self.task.acks_late),
+            queue=str(delivery.get("routing_key") or ""),
+            root=root_id if isinstance(root_id, str) else "",
+            stamps=self.message.stamps if self.message is not None else {},
+            keep=self.keeping.policy,
+            unkept=self.keeping.why_not,
         )
 
     def _claim_until_clear(self, runtime: Runtime, claim: Claim) -> ClaimAnswer:
         pause = _FIRST_PAUSE
         while True:
-            answer = runtime.store.claim(claim)
+            answer = runtime.store.claim(claim, message=self.keeping.text)
             if answer.verdict is not ClaimVerdict.OWNED:
                 return answer
             if not runtime.store.is_alive(answer.owner):
-                answer = runtime.store.claim(claim, take_over_from=(answer.execution_id, answer.owner))
+                answer = runtime.store.claim(
+                    claim, message=self.keeping.text, take_over_from=(answer.execution_id, answer.owner)
+                )
                 if answer.verdict is not ClaimVerdict.OWNED:
                     return answer
             elif answer.same_send and not claim.late_ack:
@@ -180,6 +197,7 @@ class Execution:
             return table["none"]
         if answer.verdict is not None:
             self.revoked_by = answer.cancellation
+            self.outbox = answer.outbox
             return answer.verdict
         if answer.untracked:
             return table["none"]
@@ -195,7 +213,50 @@ class Execution:
             return
         failed_after_all = celery_state == celery_states.FAILURE and self.decided.state is State.SUCCEEDED
         instead = State.FAILED if failed_after_all else None
-        self.runtime.port.ended(Ended(self.execution_id, self.request.id, instead), self.owed)
+        ended = Ended(self.execution_id, self.request.id, instead, self.keeping.policy)
+        self.runtime.port.ended(ended, self.owed)
+
+    def send_back(self) -> None:
+        """Put the task back into its queue as the next generation; where that fails, agents will."""
+        waiting = self.outbox or Enqueued(self.generation + 1)
+        if getattr(self.task, "track_started", False):
+            # STARTED is not true any more.
+            forget(self.task.backend, self.request.id)
+        if self.message is None:
+            logger.error("task %s[%s] has no message to send back", self.task.name, self.request.id)
+            return
+        try:
+            publish(self.task.app, as_sent_again(self.message, waiting))
+        except Exception:
+            logger.exception("task %s[%s] is sent back later", self.task.name, self.request.id)
+            return
+        logger.info("Task %s[%s] sent back to its queue", self.task.name, self.request.id)
+        if self.runtime is not None and self.owed is None:
+            self.runtime.port.published(self.request.id, waiting.generation)
+
+    def tell_of_cancellation(self) -> None:
+        """Let the task's own hook and the signal know that this run ended as it was told to."""
+        cancellation = self.revoked_by or self.source.cancellation
+        if cancellation is None:
+            return
+        task, request = self.task, self.request
+        args, kwargs = tuple(request.args or ()), dict(request.kwargs or {})
+        hook = getattr(task, "on_cancelled", None)
+        try:
+            if hook is not None:
+                hook(cancellation.cause, request.id, args, kwargs)
+        except Exception:
+            # What became of the task is decided already.
+            logger.exception("on_cancelled of task %s[%s] failed", task.name, request.id)
+        task_cancelled.send(
+            sender=task,
+            task_id=request.id,
+            cause=cancellation.cause,
+            reason=cancellation.reason,
+            actor=cancellation.actor,
+            args=args,
+            kwargs=kwargs,
+        )
 
 
 @cache
@@ -226,6 +287,8 @@ def perform(task: Task[Any, Any], call: Callable[[], Any]) -> Any:
     setattr(request, _ATTRIBUTE, execution)
     if refusal is not None:
         execution.decided = decide(Ending.CANCELLED, refusal.cause, observed=False)
+        execution.revoked_by = refusal
+        execution.tell_of_cancellation()
         _end_as_revoked(task, request, refusal)
     ending, value, error = _run(execution, call)
     verdict = execution.conclude(ending, value, error)
@@ -273,6 +336,11 @@ def _tell_celery(
     execution: Execution, verdict: Verdict, ending: Ending, value: Any, error: BaseException | None
 ) -> Any:
     task, request = execution.task, execution.request
+    if verdict.is_cancellation or execution.cause in (Cause.SUPERSEDED, Cause.LEASE_LOST):
+        execution.tell_of_cancellation()
+    if verdict.message is MessageFate.REPUBLISH and not request.is_eager:
+        execution.send_back()
+        raise SentBack("sent back to its queue")
     if verdict.result is ResultFate.REVOKED:
         _end_as_revoked(task, request, execution.revoked_by or Cancellation(Cause.REVOKED))
     if verdict.result is ResultFate.NOTHING:
@@ -294,19 +362,11 @@ def _tell_celery(
 
 def _end_as_revoked(task: Task[Any, Any], request: Any, cancellation: Cancellation) -> None:
     reason = cancellation.reason or cancellation.cause.value.lower()
-    revoked = TaskRevokedError(reason)
     if request.is_eager:
-        raise revoked
+        raise TaskRevokedError(reason)
     # The one way that tells everybody: the result, the chord, the rest of the chain and the errbacks here,
     # the event and the signal in the parent, on seeing our Ignore.
-    task.backend.mark_as_failure(
-        request.id,
-        revoked,
-        request=request,
-        store_result=_stores_errors(task, request),
-        call_errbacks=True,
-        state=celery_states.REVOKED,
-    )
+    write_revoked(task.backend, request.id, reason, request, store_result=_stores_errors(task, request))
     logger.info("Task %s[%s] revoked: %s", task.name, request.id, reason)
     raise Revoked(reason)
 

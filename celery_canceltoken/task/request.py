@@ -10,6 +10,7 @@ from celery.exceptions import Terminated, WorkerLostError
 from celery.worker.request import Request
 
 from celery_canceltoken.outcome import Ending
+from celery_canceltoken.task import wire
 from celery_canceltoken.task.endings import Revoked
 from celery_canceltoken.worker.runtime import agent_of
 
@@ -18,6 +19,10 @@ __all__ = ["CancellableRequest"]
 
 class CancellableRequest(Request):
     """Celery's request, which also announces revocations and hears of children that are gone."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        wire.attach(self)
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
         """A task ended with an exception, or its child did."""

@@ -22,6 +22,7 @@ from celery_canceltoken.store.answers import (
 )
 from celery_canceltoken.store.redis_store import RedisStore
 from celery_canceltoken.worker.bodies import Bodies
+from celery_canceltoken.worker.celery_port import CeleryPort
 from celery_canceltoken.worker.inbox import Inbox
 from celery_canceltoken.worker.keeper import Keeper
 from celery_canceltoken.worker.link import LinkServer
@@ -68,7 +69,7 @@ class Agent:
         settings: Settings,
         worker: str,
         *,
-        complete: Callable[[Recovery], None],
+        celery: CeleryPort,
         children: bool,
     ) -> None:
         self.make_store = make_store
@@ -82,7 +83,8 @@ class Agent:
         self.world = world_of_this_process()
         self.bodies = Bodies(self.world)
         self.link = LinkServer(self) if children else None
-        self._keeper = Keeper(self, complete)
+        self._celery = celery
+        self._keeper = Keeper(self)
         self._services: list[Service] = [self._keeper, Inbox(self)]
         if self.link is not None:
             self._services.append(self.link)
@@ -162,6 +164,10 @@ class Agent:
                 lambda: self._keeper.store.observe(task_id, execution_id, time.monotonic() - at)
             )
 
+    def published(self, task_id: str, generation: int) -> None:
+        """The message of a task that goes back to its queue is with the broker."""
+        self._keeper.post(lambda: self._keeper.store.published(task_id, generation))
+
     def ended(self, ended: Ended, owed: Finish | None) -> None:
         """The execution is over and Celery's result is written."""
         execution = self._live.pop(ended.execution_id, None)
@@ -188,6 +194,35 @@ class Agent:
     def check_now(self) -> None:
         """Have the check done without waiting for its interval."""
         self._keeper.post(lambda: self._keeper.check.hasten())
+
+    # -- what Celery is to do
+
+    def complete(self, recovery: Recovery) -> None:
+        """Have the Celery result written that a lost body left unwritten, then settle."""
+
+        def write() -> None:
+            try:
+                self._celery.complete(recovery)
+            except Exception:
+                # FINISHING it stays, as this agent's: whoever comes after it will try again.
+                logger.exception("the result of task %s could not be written", recovery.task_id)
+                return
+            self.settle(Ended(recovery.execution_id, recovery.task_id), None, urgent=True)
+
+        # Celery's backend may try for long, and belongs to the bodies' world.
+        self.world.spawn(write)
+
+    def send_again(self, task_id: str) -> None:
+        """Have a message published that waits in the outbox."""
+
+        def publish() -> None:
+            try:
+                self._celery.send_again(task_id)
+            except Exception:
+                # In the outbox it stays: some agent will try again.
+                logger.exception("task %s could not be sent back to its queue yet", task_id)
+
+        self.world.spawn(publish)
 
     # -- what the store tells
 

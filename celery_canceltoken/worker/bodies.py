@@ -28,6 +28,9 @@ class AgentPort(Protocol):
     def observed(self, execution_id: str, at: float) -> None:
         """Its body has seen that it is to stop, at a time of this machine's monotonic clock."""
 
+    def published(self, task_id: str, generation: int) -> None:
+        """The message of a task that goes back to its queue is with the broker, as *generation*."""
+
     def ended(self, ended: Ended, owed: Finish | None) -> None:
         """It is over and Celery's result is written; *owed* is the finish the store could not be told."""
 

@@ -79,6 +79,10 @@ class ChildLink:
         """Its body has seen that it is to stop."""
         self._tell({"type": "observed", "execution": execution_id, "at": at})
 
+    def published(self, task_id: str, generation: int) -> None:
+        """The message of a task that goes back to its queue is with the broker."""
+        self._tell({"type": "published", "task": task_id, "generation": generation})
+
     def ended(self, ended: Ended, owed: Finish | None) -> None:
         """It is over and Celery's result is written."""
         self._tell({"type": "ended", "ended": asdict(ended), "owed": asdict(owed) if owed else None})
@@ -150,4 +154,5 @@ def _verdict(row: dict[str, Any]) -> Verdict:
         message=MessageFate(row["message"]),
         answer=Answer(row["answer"]),
         next_generation=row["next_generation"],
+        completed=row["completed"],
     )

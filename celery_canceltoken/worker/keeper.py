@@ -10,12 +10,12 @@ from celery_canceltoken.native import Empty, NativeQueue
 from celery_canceltoken.worker.check import Check
 from celery_canceltoken.worker.chore import Chore
 from celery_canceltoken.worker.heartbeat import Heartbeat
+from celery_canceltoken.worker.outbox import Outbox
 from celery_canceltoken.worker.recovery import Janitor
 from celery_canceltoken.worker.service import Service
 from celery_canceltoken.worker.settling import Settler
 
 if TYPE_CHECKING:
-    from celery_canceltoken.store.answers import Recovery
     from celery_canceltoken.worker.agent import Agent
 
 __all__ = ["Keeper"]
@@ -30,10 +30,9 @@ class Keeper(Service):
 
     name = "keeper"
 
-    def __init__(self, agent: Agent, complete: Callable[[Recovery], None]) -> None:
+    def __init__(self, agent: Agent) -> None:
         super().__init__()
         self._agent = agent
-        self._complete = complete
         self._mail: NativeQueue[Callable[[], None]] = NativeQueue()
 
     def begin(self) -> None:
@@ -42,8 +41,13 @@ class Keeper(Service):
         self.store = agent.make_store()
         self.check = Check(agent, self.store)
         self.settler = Settler(agent, self.store)
-        janitor = Janitor(agent, self.store, self._complete)
-        self._chores: list[Chore] = [Heartbeat(agent, self.store), self.settler, self.check, janitor]
+        self._chores: list[Chore] = [
+            Heartbeat(agent, self.store),
+            self.settler,
+            self.check,
+            Janitor(agent, self.store),
+            Outbox(agent, self.store),
+        ]
 
     def post(self, work: Callable[[], None]) -> None:
         """Have *work* done by the keeper; from any thread or greenlet, never waits."""

@@ -168,6 +168,8 @@ class LinkServer(Service):
             )
         elif kind == "observed":
             self._agent.observed(frame["execution"], frame["at"])
+        elif kind == "published":
+            self._agent.published(frame["task"], frame["generation"])
         elif kind == "ended":
             self._agent.ended(*ended_from_frame(frame))
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from celery_canceltoken.errors import RecordUnreadableError
 from celery_canceltoken.states import State
-from celery_canceltoken.store.answers import Ended, Recovery
 from celery_canceltoken.worker.chore import Chore
 
 if TYPE_CHECKING:
@@ -27,11 +25,10 @@ _AT_ONCE = 20
 class Janitor(Chore):
     """Looks at what the owners without a lease have left, and takes it over by compare-and-set."""
 
-    def __init__(self, agent: Agent, store: RedisStore, complete: Callable[[Recovery], None]) -> None:
+    def __init__(self, agent: Agent, store: RedisStore) -> None:
         super().__init__(agent.settings.check_interval, jitter=0.5)
         self._agent = agent
         self._store = store
-        self._complete = complete
         self._not_before = 0.0
 
     def store_found(self) -> None:
@@ -74,19 +71,8 @@ class Janitor(Chore):
         recovery = store.recover(record, owner=agent.owner, worker=agent.worker, recovery_id=uuid.uuid4().hex)
         if recovery is not None:
             logger.warning("task %s: its worker is gone; it ends %s", task_id, recovery.state)
-            agent.world.spawn(lambda: self._write_result(recovery))
+            agent.complete(recovery)
         return recovery is not None
-
-    def _write_result(self, recovery: Recovery) -> None:
-        # Celery's backend may try for long, and belongs to the bodies' world: not the keeper's to wait for.
-        try:
-            self._complete(recovery)
-        except Exception:
-            # FINISHING it stays, as this agent's: whoever comes after it will try again.
-            logger.exception("the result of task %s could not be written", recovery.task_id)
-            return
-        ended = Ended(recovery.execution_id, recovery.task_id)
-        self._agent.settle(ended, None, urgent=True)
 
 
 def _same_agent(owner: str | None, other: str) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from celery_canceltoken.store.answers import Ended, Finish
+from celery_canceltoken.states import State
+from celery_canceltoken.store.answers import Ended, Finish, Recovery, Settled
 from celery_canceltoken.worker.chore import NEVER, Chore
 
 if TYPE_CHECKING:
@@ -45,12 +46,24 @@ class Settler(Chore):
         """Write all there is, in as few commands as it takes."""
         while self._ended:
             batch = self._ended[:_BATCH]
-            for _, owed in batch:
+            for ended, owed in batch:
                 if owed is not None:
-                    self._store.finish(owed)
-            self._store.settle(self._agent.owner, [ended for ended, _ in batch])
+                    self._write_finish(ended, owed)
+            settled = self._store.settle(self._agent.owner, [ended for ended, _ in batch])
+            for (ended, _), became in zip(batch, settled, strict=True):
+                if became is Settled.SENT_AGAIN:
+                    self._agent.send_again(ended.task_id)
             del self._ended[: len(batch)]
         self.due = NEVER
+
+    def _write_finish(self, ended: Ended, owed: Finish) -> None:
+        answer = self._store.finish(owed)
+        if answer.outbox is not None:
+            self._agent.send_again(ended.task_id)
+        elif answer.verdict is not None and answer.verdict.state is State.DELETED:
+            # Celery has told of the loss of the child by now; whoever deleted the task was told otherwise.
+            recovery = Recovery(ended.task_id, ended.execution_id, State.DELETED, "", answer.cancellation)
+            self._agent.complete(recovery)
 
     def store_found(self) -> None:
         """Only what waits is worth a command."""

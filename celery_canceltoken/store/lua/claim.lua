@@ -1,28 +1,39 @@
 -- Before a body runs: take ownership of the id, or say why not.
 --
--- KEYS[1] record   KEYS[2] index of what this agent owns (absent on a cluster: another slot)
--- ARGV    1 execution  2 owner  3 worker  4 send  5 generation  6 redelivered  7 task id  8 task name
---         9 takes token  10 late ack  11 record ttl in ms  12, 13 execution and owner to take over from
---         14 the attempt that runs already (its record was lost, or could not be reached, and is written
---         now), or 0
+-- KEYS[1] record   KEYS[2] index of what this agent owns   KEYS[3] mark of the workflow
+-- KEYS[4] standing orders for tasks still to come
+-- ARGV[1] execution, owner, worker, send, generation, redelivered, name, takes_token, late_ack, queue, root,
+--         stamps, unkept (why the message is not kept), dead_execution and dead_owner (to take over from),
+--         running (the attempt that runs already: its record was lost, or could not be reached, and is
+--         written now; or 0), task, prefix, ttl, waits
+-- ARGV[2] the message as it came, in JSON; '' where it is not kept
 -- Answer  {'run', attempt, generation} | {'denied', cause, reason, actor} | {'skip', why}
 --         | {'owned', execution, owner, same send} | {'untracked', why}
 -- Idempotent: the same execution gets the same answer again.
 
-local execution, owner, worker, send, generation = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
-local redelivered, task_id, running = ARGV[6] == '1', ARGV[7], tonumber(ARGV[14])
+local arg, message = cjson.decode(ARGV[1]), ARGV[2]
+local execution, send, generation, running = arg.execution, arg.send, arg.generation, arg.running
 local record, problem = read(KEYS[1])
 if not record and problem ~= 'absent' then return {'untracked', problem} end
 record = record or {}
 
-local function own(fields)
-  fields.v, fields.execution, fields.owner, fields.worker = FORMAT, execution, owner, worker
-  fields.name, fields.takes_token, fields.late_ack, fields.send = ARGV[8], ARGV[9], ARGV[10], send
-  write(KEYS[1], fields)
-  keep_for(KEYS[1], ARGV[11])
-  if KEYS[2] then
-    redis.call('SADD', KEYS[2], task_id)
-    keep_for(KEYS[2], ARGV[11])
+local function own(fields, at)
+  for _, name in ipairs({'execution', 'owner', 'worker', 'name', 'send', 'queue', 'root'}) do
+    fields[name] = arg[name] or ''
+  end
+  fields.takes_token, fields.late_ack = arg.takes_token and '1' or '0', arg.late_ack and '1' or '0'
+  if running == 0 then
+    fields.unkept = arg.unkept or ''
+    fields.message = message
+  end
+  move(KEYS[1], arg, record, fields, at)
+  redis.call('SADD', KEYS[2], arg.task)
+  keep_for(KEYS[2], arg.ttl)
+  if record.root and record.root ~= arg.task then
+    local members = arg.prefix .. ':members:' .. record.root
+    redis.call('ZADD', members, at, arg.task)
+    redis.call('ZREMRANGEBYRANK', members, 0, -LIVE_LISTED - 1)
+    keep_for(members, arg.waits)
   end
 end
 
@@ -30,48 +41,97 @@ local function denied()
   return {'denied', record.cause, record.reason or '', record.actor or ''}
 end
 
+local function applies(order)
+  if order.name and order.name ~= arg.name then return false end
+  if order.queue and order.queue ~= arg.queue then return false end
+  for header, wanted in pairs(order.stamps or {}) do
+    local found = false
+    for _, value in ipairs((arg.stamps or {})[header] or {}) do found = found or value == wanted end
+    if not found then return false end
+  end
+  return true
+end
+
+-- What was asked of the whole workflow, or of all tasks of a kind, before this one came.
+local function standing_order(at)
+  if record.pardoned or running > 0 then return nil end
+  if redis.call('EXISTS', KEYS[3]) == 1 then
+    return cjson.decode(redis.call('GET', KEYS[3]))
+  end
+  if redis.call('EXISTS', KEYS[4]) == 1 then
+    local orders = redis.call('HGETALL', KEYS[4])
+    for i = 1, #orders, 2 do
+      local order = cjson.decode(orders[i + 1])
+      if tonumber(order['until']) <= tonumber(at) then
+        redis.call('HDEL', KEYS[4], orders[i])
+      elseif applies(order) then
+        return order
+      end
+    end
+  end
+end
+
 local function start(new_generation, new_life)
-  if running == 0 and pending(record) and (record.kind == 'revoke' or record.kind == 'delete') then
+  local at = now()
+  if new_life and record.state and arg.root == arg.task then redis.call('DEL', KEYS[3]) end
+  if running == 0 and not (pending(record) and record.kind ~= 'requeue') then
+    local order = standing_order(at)
+    if order then
+      if pending(record) then answer_request(KEYS[1], arg, record, 'overruled', at) end
+      local asked = {request=order.request, kind=order.kind, cause=order.cause, reason=order.reason or '',
+                     actor=order.actor or '', answer='pending', previous=record.state or '',
+                     requested_at=order.requested_at, delivered_at='', observed_at=''}
+      for name, value in pairs(asked) do record[name] = value ~= '' and value or nil end
+      write(KEYS[1], asked)
+    end
+  end
+  if running == 0 and pending(record) and record.kind ~= 'requeue' then
     own({state='FINISHING', outcome=record.kind == 'revoke' and 'REVOKED' or 'DELETED', generation=new_generation,
-         answer='effective', stopped_at=now(), denied='1', row='', attempt=record.attempt or '0'})
+         answer='effective', stopped_at=at, denied='1', row='', outbox='', eta='', attempt=record.attempt or '0'}, at)
     return denied()
   end
   local attempt = math.max(running, new_life and 1 or (tonumber(record.attempt or '0') + 1))
-  local fields = {state='PROCESSING', outcome='', generation=new_generation, attempt=attempt, started_at=now(),
-                  stopped_at='', denied='', row='', outbox='', value='', error=''}
+  local fields = {state='PROCESSING', outcome='', generation=new_generation, attempt=attempt, started_at=at,
+                  stopped_at='', denied='', row='', outbox='', eta='', value='', error='', pardoned=not new_life and record.pardoned or ''}
   if not (running > 0 and pending(record)) then
-    for _, name in ipairs({'request', 'kind', 'cause', 'reason', 'actor', 'answer', 'previous',
-                           'requested_at', 'delivered_at', 'observed_at'}) do fields[name] = '' end
+    -- The run that starts now is what was wanted of a requeue that nobody had heeded yet.
+    if pending(record) then
+      answer_request(KEYS[1], arg, record, record.wanted_eta and 'too-late' or 'effective', at)
+    end
+    for _, name in ipairs(REQUEST_FIELDS) do fields[name] = '' end
   end
-  own(fields)
+  own(fields, at)
   return {'run', attempt, new_generation}
 end
 
 local state = record.state
 if not state then return start(generation, true) end
 
-local known = tonumber(record.generation or '0')
+local known = generation_of(record)
 local same_send = (record.send or '') == send
 
 if FINAL[state] then
   -- Without the header the broker's word is all there is to tell a stale copy from a new life.
-  if (send == '' and (redelivered or running > 0)) or (send ~= '' and same_send) then return {'skip', 'final'} end
+  if (send == '' and (arg.redelivered or running > 0)) or (send ~= '' and same_send) then return {'skip', 'final'} end
   return start(generation, true)
 end
 
-if record.execution == execution and state ~= 'ENQUEUED' then
+if record.execution == execution and not WAITING[state] then
   if record.denied then return denied() end
   return {'run', tonumber(record.attempt), known}
 end
 
-if state == 'ENQUEUED' then
-  if same_send and generation < known and not record.outbox then return {'skip', 'stale'} end
+if WAITING[state] then
+  -- What waits in the outbox is carried out by any copy; but not before its time, where there is a message
+  -- for the right time.
+  local any_copy = record.outbox and not (record.eta and redis.call('HEXISTS', KEYS[1], 'message') == 1)
+  if same_send and generation < known and not any_copy then return {'skip', 'stale'} end
   return start(math.max(known, generation), not same_send)
 end
 
 if state == 'PROCESSING' then
   if same_send and generation > known then return start(generation, false) end
-  if ARGV[12] ~= '' and ARGV[12] == record.execution and ARGV[13] == record.owner then
+  if arg.dead_execution and arg.dead_execution == record.execution and arg.dead_owner == record.owner then
     return start(same_send and known + 1 or generation, not same_send)
   end
 elseif same_send then

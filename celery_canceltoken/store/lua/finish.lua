@@ -2,70 +2,73 @@
 -- The rows of the outcome table are computed by the caller, one per kind of request that may be
 -- pending by now; the script only picks the row, so that picking and writing are one step.
 --
--- KEYS[1] record   KEYS[2] index of what this agent owns (absent on a cluster)
--- ARGV    1 execution  2 rows (JSON: kind or "none" -> {state, answer, next_generation})
---         3, 4, 5 cause, reason, actor of a cancellation that no request of the record explains
---         6 microseconds since the body observed ('' = it did not)  7 value  8 error
---         9 record ttl in ms  10 fields to start from where the record has vanished (JSON)
---         11 generation of the message  12 the execution could not claim, for the store was away
---         13 task id
--- Answer  {'recorded', row, state, answer, cause, reason, actor} | {'superseded'} | {'untracked', why}
+-- KEYS[1] record   KEYS[2] index of what this agent owns
+-- ARGV[1] execution, rows (kind or "none" -> {state, answer, next_generation, republish, completed}),
+--         cause, reason, actor (of a cancellation that no request of the record explains),
+--         observed_ago (microseconds since the body observed), value, error, generation (of the message),
+--         afresh (fields to start from where the record has vanished), unclaimed (the execution could not
+--         claim, for the store was away), task, prefix, ttl, waits
+-- Answer  {'recorded', row, state, cause, reason, actor, generation, eta} | {'superseded'} | {'untracked', why}
 -- Idempotent: the same execution gets the same answer again.
 
+local arg = cjson.decode(ARGV[1])
 local record, problem = read(KEYS[1])
 if not record and problem ~= 'absent' then return {'untracked', problem} end
 record = record or {}
-local afresh = cjson.decode(ARGV[10])
-local known, same_send = tonumber(record.generation or '0'), (record.send or '') == afresh.send
+local afresh = arg.afresh
+local known, same_send = generation_of(record), (record.send or '') == afresh.send
 local lost = not record.state
-local unclaimed = ARGV[12] == '1' and record.execution ~= ARGV[1] and (
-  (record.state == 'ENQUEUED' and not (same_send and tonumber(ARGV[11]) < known))
+local unclaimed = arg.unclaimed and record.execution ~= arg.execution and (
+  (WAITING[record.state] and not (same_send and arg.generation < known))
   or (FINAL[record.state] and not (same_send and afresh.send ~= '')))
 local emptied = false
 if lost or unclaimed then
   -- Data loss or eviction, not a cancellation; or nobody else's: what is known of the task is written again.
   emptied = FINAL[record.state]
   if emptied then record = {} end
-  afresh.state, afresh.execution = 'PROCESSING', ARGV[1]
-  for name, value in pairs(afresh) do record[name] = value end
+  afresh.v, afresh.state, afresh.execution = FORMAT, 'PROCESSING', arg.execution
+  for name, value in pairs(afresh) do record[name] = tostring(value) end
 end
 
 local function recorded(state)
-  return {'recorded', record.row or 'none', state, record.answer or '', record.cause or '', record.reason or '', record.actor or ''}
+  return {'recorded', record.row or 'none', state, record.cause or '', record.reason or '', record.actor or '',
+          record.generation or '0', record.eta or ''}
 end
 
-if record.execution ~= ARGV[1] then return {'superseded'} end
+if record.execution ~= arg.execution then return {'superseded'} end
 if record.state ~= 'PROCESSING' then return recorded(record.outcome or record.state) end
 
 local asked = pending(record)
 record.row = asked and record.kind or 'none'
-local row = cjson.decode(ARGV[2])[record.row]
+local row = arg.rows[record.row]
 if row.state == '' then return {'superseded'} end
 
 if lost or unclaimed then
   if emptied then redis.call('DEL', KEYS[1]) end
   write(KEYS[1], afresh)
-  if KEYS[2] then
-    redis.call('SADD', KEYS[2], ARGV[13])
-    keep_for(KEYS[2], ARGV[9])
-  end
+  redis.call('SADD', KEYS[2], arg.task)
+  keep_for(KEYS[2], arg.ttl)
 end
-local moment = now()
-local fields = {stopped_at=moment, row=record.row, value=ARGV[7], error=ARGV[8]}
-if ARGV[6] ~= '' and not record.observed_at then fields.observed_at = earlier(moment, ARGV[6]) end
+local at = now()
+local fields = {stopped_at=at, row=record.row, value=arg.value or '', error=arg.error or ''}
+if arg.observed_ago and not record.observed_at then fields.observed_at = earlier(at, arg.observed_ago) end
 if asked then
   if row.answer ~= 'carried' then fields.answer = row.answer end
-elseif ARGV[3] ~= '' then
-  fields.cause, fields.reason, fields.actor = ARGV[3], ARGV[4], ARGV[5]
+elseif arg.cause then
+  fields.cause, fields.reason, fields.actor = arg.cause, arg.reason or '', arg.actor or ''
 end
-if row.state == 'ENQUEUED' then
+if row.completed then fields.completed = '1' end
+if row.republish then
+  send_again(KEYS[1], arg, record, fields, at)
+  tell_waiters(arg.prefix, arg.task, record)
+elseif row.state == 'ENQUEUED' then
   fields.state = 'ENQUEUED'
   -- A message that goes back to the broker comes again with the generation it had.
-  fields.generation = row.next_generation and tonumber(record.generation or '0') + 1 or ARGV[11]
+  fields.generation = row.next_generation and generation_of(record) + 1 or arg.generation
+  move(KEYS[1], arg, record, fields, at)
+  if row.answer ~= 'carried' then tell_waiters(arg.prefix, arg.task, record) end
 else
   fields.state, fields.outcome = 'FINISHING', row.state
+  move(KEYS[1], arg, record, fields, at)
 end
-write(KEYS[1], fields)
-keep_for(KEYS[1], ARGV[9])
-for _, name in ipairs({'answer', 'cause', 'reason', 'actor'}) do record[name] = fields[name] or record[name] end
 return recorded(row.state)

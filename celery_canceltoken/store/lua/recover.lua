@@ -1,37 +1,43 @@
 -- The owner is dead: take over what it left, by comparing execution and owner.
 --
--- KEYS[1] record   KEYS[2] index of what the recovering agent owns (absent on a cluster)
--- ARGV    1 execution  2 dead owner  3 new owner  4 new worker  5 id of the recovery  6 task id
---         7 record ttl in ms
+-- KEYS[1] record   KEYS[2] index of what the recovering agent owns
+-- ARGV[1] execution, dead_owner, owner, worker, recovery (its id), task, prefix, ttl, waits
 -- Answer  {'complete', outcome, value, cause, reason, actor}: write Celery's result, then settle
---         | {'left', why}: somebody else sees to it
+--         | {'sent-again'}: it waits in the outbox | {'left', why}: somebody else sees to it
 -- Idempotent: the same recovery gets the same answer again.
 
+local arg = cjson.decode(ARGV[1])
 local record, problem = read(KEYS[1])
 if not record then return {'left', problem} end
 local function complete()
   return {'complete', record.outcome, record.value or '', record.cause or '', record.reason or '', record.actor or ''}
 end
 
-if record.execution == ARGV[5] and record.state == 'FINISHING' then return complete() end
-if record.execution ~= ARGV[1] or record.owner ~= ARGV[2] then return {'left', 'changed'} end
+if record.execution == arg.recovery and record.state == 'FINISHING' then return complete() end
+if record.execution ~= arg.execution or record.owner ~= arg.dead_owner then return {'left', 'changed'} end
 
-local fields = {execution=ARGV[5], owner=ARGV[3], worker=ARGV[4]}
+local at = now()
+local fields = {state='FINISHING', execution=arg.recovery, owner=arg.owner, worker=arg.worker}
 if record.state == 'PROCESSING' then
-  if pending(record) and (record.kind == 'revoke' or record.kind == 'delete') then
-    record.outcome = record.kind == 'revoke' and 'REVOKED' or 'DELETED'
-    fields.answer = 'effective'
+  fields.stopped_at = at
+  if pending(record) and record.kind ~= 'requeue' then
+    fields.outcome, fields.answer = record.kind == 'revoke' and 'REVOKED' or 'DELETED', 'effective'
+  elseif pending(record) and redis.call('HEXISTS', KEYS[1], 'message') == 1 then
+    fields.answer, fields.execution, fields.owner = 'effective', '', ''
+    send_again(KEYS[1], arg, record, fields, at)
+    tell_waiters(arg.prefix, arg.task, record)
+    return {'sent-again'}
   elseif record.late_ack == '1' then
     return {'left', 'redelivery'}
   else
-    record.outcome = 'FAILED'
+    fields.outcome = 'FAILED'
     if pending(record) then fields.answer = 'too-late' end
     fields.error = 'the worker was lost while it ran the task'
   end
-  fields.state, fields.outcome, fields.stopped_at = 'FINISHING', record.outcome, now()
 elseif record.state ~= 'FINISHING' then
   return {'left', 'over'}
 end
-write(KEYS[1], fields)
-if KEYS[2] then redis.call('SADD', KEYS[2], ARGV[6]); keep_for(KEYS[2], ARGV[7]) end
+move(KEYS[1], arg, record, fields, at)
+redis.call('SADD', KEYS[2], arg.task)
+keep_for(KEYS[2], arg.ttl)
 return complete()

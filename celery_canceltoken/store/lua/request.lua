@@ -1,40 +1,78 @@
 -- Somebody asks something of a task: store it, or refuse it and change nothing.
 --
 -- KEYS[1] record
--- ARGV    1 request id  2 kind  3 cause  4 reason  5 actor  6 accepted states, comma separated ('' = any)
---         7 must exist  8 request ttl in ms  9 task id  10 prefix of inbox keys  11 inbox length
--- Answer  {'applied', '', previous state, owner, execution} | {'refused', why, previous state, owner, execution}
---         | {'unreadable', why}
+-- ARGV[1] request (its id), kind, cause, reason, actor, states (those accepted; absent: any), must_exist,
+--         wanted_eta (microseconds since the epoch, where it is to run at a time), inbox_length,
+--         task, prefix, ttl, waits
+-- Answer  {'applied', '', previous state, publish ('1': it waits in the outbox), generation, eta}
+--         | {'refused', why, state, why the message was not kept} | {'unreadable', why}
 -- Idempotent: the same request id gets the same answer again.
 --
 -- The wake-up of the owner is appended here as well, to a stream that has to exist: a client that did it
--- in a second step would cost every revoke a round trip, and might not live to do it.
+-- in a second step would cost every request a round trip, and might not live to do it.
 
-local kind = ARGV[2]
+local arg = cjson.decode(ARGV[1])
+local kind = arg.kind
 local record, problem = read(KEYS[1])
 if not record and problem ~= 'absent' then return {'unreadable', problem} end
 record = record or {}
 local state = record.state or ''
 
-local function answer(word, why, previous)
-  return {word, why, previous or state, record.owner or '', record.execution or ''}
+local function applied(previous)
+  return {'applied', '', previous, record.outbox and '1' or '', record.generation or '0', record.eta or ''}
 end
 
-if record.request == ARGV[1] then return answer('applied', '', record.previous or '') end
-if ARGV[7] == '1' and state == '' then return answer('refused', 'unknown') end
-if ARGV[6] ~= '' and not (state ~= '' and string.find(',' .. ARGV[6] .. ',', ',' .. state .. ',', 1, true)) then
-  return answer('refused', 'state')
+local function refused(why)
+  return {'refused', why, state, record.unkept or ''}
 end
-if FINAL[state] then return answer('refused', 'final') end
-if state == 'FINISHING' then return answer('refused', 'finishing') end
-if pending(record) and RANK[record.kind] >= RANK[kind] then return answer('refused', 'already') end
 
-write(KEYS[1], {v=FORMAT, request=ARGV[1], kind=kind, cause=ARGV[3], reason=ARGV[4], actor=ARGV[5],
-                answer='pending', previous=state, requested_at=now(), delivered_at='', observed_at=''})
-keep_for(KEYS[1], ARGV[8])
+if record.request == arg.request then return applied(record.previous or '') end
+if arg.must_exist and state == '' then return refused('unknown') end
+if arg.states then
+  local accepted = false
+  for _, one in ipairs(arg.states) do accepted = accepted or one == state end
+  if not accepted then return refused('state') end
+end
+local again = kind == 'requeue'
+if pending(record) and RANK[record.kind] >= RANK[kind] then return refused('already') end
+if again then
+  if state == '' then return refused('unknown') end
+  if WAITING[state] and not arg.wanted_eta then return refused('queued') end
+elseif FINAL[state] then
+  return refused('final')
+elseif state == 'FINISHING' then
+  return refused('finishing')
+end
+
+local at = now()
+local lost = state == 'PROCESSING' and redis.call('EXISTS', arg.prefix .. ':lease:' .. (record.owner or '')) == 0
+local runs = RUNNING[state] and not lost
+if again and (record.unkept == 'unreadable' or not (state == 'PROCESSING' and runs))
+  and redis.call('HEXISTS', KEYS[1], 'message') == 0 then
+  return refused('no-message')
+end
+if pending(record) then answer_request(KEYS[1], arg, record, 'overruled', at) end
+
+local fields = {v=FORMAT, request=arg.request, kind=kind, cause=arg.cause, reason=arg.reason or '',
+                actor=arg.actor or '', answer='pending', previous=state, requested_at=at, delivered_at='',
+                observed_at='', wanted_eta=arg.wanted_eta or ''}
+if again and not runs then
+  -- Whoever held it before, dead or to be heard of again, has nothing to say in it any more.
+  for name, value in pairs({answer='effective', execution='', owner='', value='', error='', row='', pardoned='1'}) do
+    fields[name] = value
+  end
+  for name, value in pairs(fields) do record[name] = value ~= '' and value or nil end
+  send_again(KEYS[1], arg, record, fields, at)
+  return applied(state)
+end
+write(KEYS[1], fields)
+for name, value in pairs(fields) do record[name] = value ~= '' and tostring(value) or nil end
+remember(KEYS[1], record, at)
+keep_for(KEYS[1], arg.waits)
+if record.eta then keep_for(KEYS[1], math.max(0, math.floor((tonumber(record.eta) - tonumber(at)) / 1000)) + arg.waits) end
 local agent = state == 'PROCESSING' and agent_of(record.owner)
 if agent then
-  redis.pcall('XADD', ARGV[10] .. agent, 'NOMKSTREAM', 'MAXLEN', '~', ARGV[11], '*',
-              'task', ARGV[9], 'execution', record.execution)
+  redis.pcall('XADD', arg.prefix .. ':inbox:' .. agent, 'NOMKSTREAM', 'MAXLEN', '~', arg.inbox_length, '*',
+              'task', arg.task, 'execution', record.execution)
 end
-return answer('applied', '')
+return {'applied', '', state, '', record.generation or '0', ''}

@@ -1,28 +1,36 @@
 -- Celery's result has been written: make the outcomes of one or more executions final.
 --
--- KEYS    n records, then the index of what this agent owns (absent on a cluster)
--- ARGV    1 n  2 owner  3 record ttl in ms, then for each record: execution, task id, state that Celery
---         wrote instead of the decided one ('' = none), channel of those who wait for the end
--- Answer  per record 1 if it was settled now
+-- KEYS    the records, then the index of what this agent owns
+-- ARGV[1] owner, ended (per record: execution, task, instead: the state that Celery wrote instead of the
+--         decided one, keep: what becomes of the message: 'always', 'until-success' or 'never'), prefix, ttl, waits
+-- Answer  per record 1 if it was settled now, 2 if it goes to its queue again and waits in the outbox, else 0
 
-local count, agent = tonumber(ARGV[1]), agent_of(ARGV[2])
+local arg = cjson.decode(ARGV[1])
+local agent = agent_of(arg.owner)
 local answers = {}
-for i = 1, count do
-  local key, at = KEYS[i], 3 + (i - 1) * 4
-  local execution, task_id, instead, channel = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4]
+for i, one in ipairs(arg.ended) do
+  local key = KEYS[i]
   local record = read(key)
+  local own = {task=one.task, prefix=arg.prefix, ttl=arg.ttl, waits=arg.waits}
   answers[i] = 0
-  if record and record.execution == execution and record.state == 'FINISHING' then
-    local final = instead ~= '' and instead or record.outcome
-    write(key, {state=final, outcome='', denied='', row='', value=final ~= 'SUCCEEDED' and record.value ~= 'null' and record.value or ''})
-    redis.call('PEXPIRE', key, ARGV[3])
-    if record.request then redis.call('PUBLISH', channel, final) end
-    answers[i] = 1
+  if record and record.execution == one.execution and record.state == 'FINISHING' then
+    local at = now()
+    if pending(record) and record.kind == 'requeue' then
+      send_again(key, own, record, {answer='effective', completed=record.outcome == 'SUCCEEDED' and '1' or '',
+                                    row='', value='', error='', pardoned='1'}, at)
+      answers[i] = 2
+    else
+      local final = one.instead or record.outcome
+      local fields = {state=final, outcome='', denied='', row='',
+                      value=final ~= 'SUCCEEDED' and final ~= 'DELETED' and record.value ~= 'null' and record.value or ''}
+      if final == 'DELETED' then fields.error = '' end
+      if final == 'DELETED' or (final == 'SUCCEEDED' and one.keep ~= 'always') then fields.message = '' end
+      move(key, own, record, fields, at)
+      answers[i] = 1
+    end
+    tell_waiters(arg.prefix, one.task, record)
   end
-  local still_ours = record and answers[i] == 0 and agent_of(record.owner) == agent
-    and (record.state == 'PROCESSING' or record.state == 'FINISHING')
-  if KEYS[count + 1] and not still_ours then
-    redis.call('SREM', KEYS[count + 1], task_id)
-  end
+  local still_ours = record and answers[i] == 0 and agent_of(record.owner) == agent and RUNNING[record.state or '']
+  if not still_ours then redis.call('SREM', KEYS[#KEYS], one.task) end
 end
 return answers
