@@ -11,7 +11,7 @@ from celery import Celery
 from celery import states as celery_states
 from celery.app.task import Context
 from celery.exceptions import TaskRevokedError
-from kombu.serialization import loads
+from kombu.serialization import loads, prepare_accept_content
 
 from celery_canceltoken.message import KeptMessage
 from celery_canceltoken.states import State
@@ -60,7 +60,7 @@ def decode_arguments(app: Celery, message: KeptMessage) -> tuple[Any, Any, Any]:
 
     Raises kombu's ContentDisallowed and DecodeError.
     """
-    accept = app.conf.accept_content
+    accept = prepare_accept_content(app.conf.accept_content)
     body = loads(message.body, message.content_type, message.content_encoding, accept=accept)
     args, kwargs, embed = body
     return args, kwargs, embed

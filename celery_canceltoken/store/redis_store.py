@@ -354,6 +354,8 @@ class RedisStore:
 
         Whoever is told of one has it to itself for as long again.
         """
+        if not self._call(lambda: self._client.zcard(self.keys.outbox)):
+            return []
         patience = {"patience": _OUTBOX_PATIENCE * 1_000_000, "limit": limit}
         return list(self._run("outbox", [self.keys.outbox], patience))
 
