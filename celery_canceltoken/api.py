@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar, overload
 from celery import Celery
 from celery.result import AsyncResult, GroupResult
 
-from celery_canceltoken.app_side import Actions, decoder_of, ids_of, resolve
+from celery_canceltoken.app_side import Actions, decoder_of, ids_of, resolve, resolve_many
 from celery_canceltoken.configuration import client_store
 from celery_canceltoken.control.arguments import checked_flag, checked_id, checked_states
 from celery_canceltoken.control.handle import RequestHandle, RequestHandles
@@ -194,7 +194,7 @@ def revoke_many(
     A bad argument is refused before anything is asked. If the store goes away in between,
     StoreUnavailableError is raised, and asking again for all of them is safe.
     """
-    app, ids = _resolve_many(task_ids, app)
+    app, ids = resolve_many(task_ids, app)
     steps = revoke_many_steps(
         client_store(app).calls,
         ids,
@@ -349,12 +349,3 @@ def _one(app: Celery, steps: Steps[Answered]) -> RequestHandle:
 def _several(app: Celery, steps: Steps[list[Answered]]) -> RequestHandles:
     store = client_store(app)
     return RequestHandles(RequestHandle(store, one) for one in _perform(app, steps))
-
-
-def _resolve_many(tasks: Iterable[Task], app: Celery | None) -> tuple[Celery, Any]:
-    if isinstance(tasks, (str, bytes)) or not isinstance(tasks, Iterable):
-        # Refused by the checks, which have the words for it.
-        return resolve("", app)[0], tasks
-    found = list(tasks)
-    first = next((one for one in found if isinstance(one, AsyncResult)), "")
-    return resolve(first, app)[0], [one.id if isinstance(one, AsyncResult) else one for one in found]

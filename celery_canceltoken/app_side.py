@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from celery import Celery, current_app
@@ -13,7 +13,7 @@ from celery_canceltoken.publishing import as_sent_again, publish
 from celery_canceltoken.results import backend_of, decode_arguments, forget, write_revoked
 from celery_canceltoken.store.answers import Enqueued
 
-__all__ = ["Actions", "decoder_of", "ids_of", "resolve"]
+__all__ = ["Actions", "decoder_of", "ids_of", "resolve", "resolve_many"]
 
 
 class Actions:
@@ -69,3 +69,13 @@ def ids_of(result: Any, *, with_parents: bool) -> list[str]:
         if with_parents:
             todo.append(getattr(one, "parent", None))
     return list(found)
+
+
+def resolve_many(tasks: Any, app: Celery | None) -> tuple[Celery, Any]:
+    """The same for several tasks; the app is that of the first result among them."""
+    if isinstance(tasks, (str, bytes)) or not isinstance(tasks, Iterable):
+        # Refused by the checks, which have the words for it.
+        return resolve("", app)[0], tasks
+    found = list(tasks)
+    first = next((one for one in found if isinstance(one, AsyncResult)), "")
+    return resolve(first, app)[0], [one.id if isinstance(one, AsyncResult) else one for one in found]

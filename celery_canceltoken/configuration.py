@@ -11,11 +11,12 @@ from celery import Celery
 
 from celery_canceltoken.errors import SettingsError
 from celery_canceltoken.settings import Settings
+from celery_canceltoken.store.async_store import AsyncStore
 from celery_canceltoken.store.breaker import Breaker
 from celery_canceltoken.store.connect import ConnectionPlan, is_redis_url
 from celery_canceltoken.store.redis_store import RedisStore
 
-__all__ = ["agent_store", "body_store", "client_store", "settings_of"]
+__all__ = ["agent_store", "async_store", "body_store", "client_store", "settings_of"]
 
 _BODY_CONNECTIONS = 8
 _SERVICE_CONNECTIONS = 1
@@ -62,6 +63,12 @@ def client_store(app: Celery) -> RedisStore:
         if store is made:
             finalize(app, made.close)
     return store
+
+
+def async_store(app: Celery) -> AsyncStore:
+    """Make the store for the calls of one event loop."""
+    _prepare(app)
+    return AsyncStore(_plans[app], _settings[app])
 
 
 def _prepare(app: Celery) -> None:

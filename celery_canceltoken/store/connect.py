@@ -8,6 +8,9 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.asyncio.sentinel import Sentinel as AsyncSentinel
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
@@ -68,19 +71,7 @@ class ConnectionPlan:
         Threads beyond that number wait for a free connection, *timeout* seconds at most. Connecting
         takes *connect_timeout* seconds at most, where that is to be less.
         """
-        options: dict[str, Any] = {
-            "socket_timeout": timeout,
-            "socket_connect_timeout": connect_timeout or timeout,
-            "decode_responses": True,
-            "encoding_errors": "replace",
-            # A connection the server closed while it idled is worth one more try. Nothing else is: redis-py's
-            # own default goes on for seconds against a frozen server.
-            "retry": Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
-            "retry_on_timeout": False,
-            # What redis-py 5 asks for besides.
-            "retry_on_error": [redis.ConnectionError],
-            **self.options,
-        }
+        options = self._options(Retry, timeout, connect_timeout)
         if self.url.startswith("sentinel://"):
             return self._sentinel_client(options, connections, timeout)
         pool = redis.BlockingConnectionPool.from_url(
@@ -89,7 +80,39 @@ class ConnectionPlan:
         pool.connection_class = with_fork_guard(pool.connection_class)
         return redis.Redis.from_pool(pool)
 
+    def async_client(self, *, timeout: float, connections: int) -> Any:
+        """Return the same for the running event loop. Whoever uses more connections gets an error."""
+        options = self._options(AsyncRetry, timeout, None)
+        if self.url.startswith("sentinel://"):
+            hosts, master, sentinel_options = self._sentinel(options)
+            sentinel = AsyncSentinel(hosts, sentinel_kwargs=sentinel_options, **options)  # type: ignore[no-untyped-call]
+            return sentinel.master_for(master, max_connections=connections)
+        return redis.asyncio.Redis.from_url(_redis_py_url(self.url), max_connections=connections, **options)
+
+    def _options(self, retry: Any, timeout: float, connect_timeout: float | None) -> dict[str, Any]:
+        return {
+            "socket_timeout": timeout,
+            "socket_connect_timeout": connect_timeout or timeout,
+            "decode_responses": True,
+            "encoding_errors": "replace",
+            # A connection the server closed while it idled is worth one more try. Nothing else is: redis-py's
+            # own default goes on for seconds against a frozen server.
+            "retry": retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
+            "retry_on_timeout": False,
+            # What redis-py 5 asks for besides.
+            "retry_on_error": [redis.ConnectionError],
+            **self.options,
+        }
+
     def _sentinel_client(self, options: dict[str, Any], connections: int, timeout: float) -> redis.Redis:
+        hosts, master, sentinel_options = self._sentinel(options)
+        sentinel = Sentinel(hosts, sentinel_kwargs=sentinel_options, **options)  # type: ignore[no-untyped-call]
+        return sentinel.master_for(  # type: ignore[no-any-return, no-untyped-call]
+            master, connection_pool_class=_BlockingSentinelPool, max_connections=connections, timeout=timeout
+        )
+
+    def _sentinel(self, options: dict[str, Any]) -> tuple[list[tuple[str, int]], str, dict[str, Any]]:
+        """Take out of *options* what is the sentinels': their addresses, the master's name, their options."""
         master = options.pop("master_name", None) or dict(parse_qsl(urlsplit(self.url).query)).get(
             "master_name"
         )
@@ -109,10 +132,7 @@ class ConnectionPlan:
             options.setdefault("password", password)
         for name in ("socket_timeout", "socket_connect_timeout", "retry"):
             sentinel_options.setdefault(name, options[name])
-        sentinel = Sentinel(hosts, sentinel_kwargs=sentinel_options, **options)  # type: ignore[no-untyped-call]
-        return sentinel.master_for(  # type: ignore[no-any-return, no-untyped-call]
-            master, connection_pool_class=_BlockingSentinelPool, max_connections=connections, timeout=timeout
-        )
+        return hosts, str(master), sentinel_options
 
 
 def _redis_py_url(url: str) -> str:

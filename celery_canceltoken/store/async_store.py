@@ -1,0 +1,130 @@
+"""The calls of app code, made by an event loop: the same scripts and parsing as in `redis_store`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, TypeVar
+
+import redis
+
+from celery_canceltoken.errors import StoreUnavailableError
+from celery_canceltoken.settings import Settings
+from celery_canceltoken.store.calls import Call, Calls
+from celery_canceltoken.store.connect import ConnectionPlan
+from celery_canceltoken.store.scripts import SCRIPTS, script_arguments, script_source
+
+__all__ = ["AsyncEndSubscription", "AsyncStore"]
+
+T = TypeVar("T")
+
+_CONNECTIONS = 8
+_BATCH = 500
+
+
+class AsyncStore:
+    """The records of one prefix, for one event loop; every task of that loop may use it.
+
+    Raises StoreUnavailableError where the server does not answer within `canceltoken_store_timeout`.
+    """
+
+    def __init__(self, plan: ConnectionPlan, settings: Settings) -> None:
+        self._plan = plan
+        self._timeout = settings.store_timeout
+        self.calls = Calls(settings)
+        # As many calls at a time as there are connections: to wait for a turn is no outage.
+        self._turns = asyncio.Semaphore(_CONNECTIONS)
+        self._client: Any = plan.async_client(timeout=settings.store_timeout, connections=_CONNECTIONS)
+        self._scripts: dict[str, Any] = {
+            name: self._client.register_script(script_source(name)) for name in SCRIPTS
+        }
+
+    async def close(self) -> None:
+        """Close all connections. The next call opens new ones."""
+        await _close(self._client)
+
+    async def ask(self, call: Call[T]) -> T:
+        """Make one call. Raises what the call's own parser raises, too."""
+        (answer,) = await self.ask_many([call])
+        return answer
+
+    async def ask_many(self, calls: Sequence[Call[T]]) -> list[T]:
+        """Make many calls in few round trips. They are independent of each other."""
+        answers: list[T] = []
+        for start in range(0, len(calls), _BATCH):
+            batch = calls[start : start + _BATCH]
+            async with self._turns:
+                results = await self._make_together(batch)
+            answers += [call.parse(result) for call, result in zip(batch, results, strict=True)]
+        return answers
+
+    def end_of(self, task_id: str) -> AsyncEndSubscription:
+        """Listen for the end of a task. Subscribe first, then read the record: nothing is missed."""
+        client = self._plan.async_client(timeout=self._timeout, connections=1)
+        return AsyncEndSubscription(client, self.calls.keys.stopped(task_id))
+
+    async def _make_together(self, calls: Sequence[Call[Any]]) -> list[Any]:
+        pipeline = self._client.pipeline(transaction=False)
+        with _Errors():
+            for call in calls:
+                if call.is_script:
+                    arguments = script_arguments(call.arguments, call.blob)
+                    await self._scripts[call.name](keys=call.keys, args=arguments, client=pipeline)
+                else:
+                    pipeline.execute_command(call.name, *call.keys, *call.arguments)
+            results = list(await pipeline.execute(raise_on_error=False))
+            for result in results:
+                if isinstance(result, Exception) and not str(result).startswith("WRONGTYPE"):
+                    raise result
+        return results
+
+
+class AsyncEndSubscription:
+    """Hears the announcement of one end, on a connection of its own; an asynchronous context manager."""
+
+    def __init__(self, client: Any, channel: str) -> None:
+        self._client = client
+        self._channel = channel
+
+    async def __aenter__(self) -> AsyncEndSubscription:
+        self._pubsub = self._client.pubsub(ignore_subscribe_messages=True)
+        try:
+            with _Errors():
+                await self._pubsub.subscribe(self._channel)
+        except BaseException:
+            await self._close()
+            raise
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._close()
+
+    async def wait(self, timeout: float) -> None:
+        """Return when the end was announced, or after *timeout* seconds, or for no reason at all."""
+        with _Errors():
+            await self._pubsub.get_message(timeout=timeout)
+
+    async def _close(self) -> None:
+        await _close(self._pubsub)
+        await _close(self._client)
+
+
+class _Errors:
+    """Says what went wrong with the server in this package's words."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, (redis.ConnectionError, redis.TimeoutError, OSError)):
+            raise StoreUnavailableError(f"the store did not answer: {error}") from error
+        if isinstance(error, redis.ResponseError):
+            raise StoreUnavailableError(f"the store refused: {error}") from error
+
+
+async def _close(closable: Any) -> None:
+    # Called close() before redis-py 5.0.1.
+    await getattr(closable, "aclose", closable.close)()
