@@ -16,7 +16,7 @@ from celery_canceltoken.store.breaker import Breaker
 from celery_canceltoken.store.connect import ConnectionPlan, is_redis_url
 from celery_canceltoken.store.redis_store import RedisStore
 
-__all__ = ["agent_store", "async_store", "body_store", "client_store", "settings_of"]
+__all__ = ["agent_store", "async_store", "body_store", "client_store", "publisher_store", "settings_of"]
 
 _BODY_CONNECTIONS = 8
 _SERVICE_CONNECTIONS = 1
@@ -31,6 +31,7 @@ _BORROWED_OPTIONS = ("master_name", "sentinel_kwargs", "username", "password", "
 _settings: WeakKeyDictionary[Celery, Settings] = WeakKeyDictionary()
 _plans: WeakKeyDictionary[Celery, ConnectionPlan] = WeakKeyDictionary()
 _client_stores: WeakKeyDictionary[Celery, RedisStore] = WeakKeyDictionary()
+_publisher_stores: WeakKeyDictionary[Celery, RedisStore] = WeakKeyDictionary()
 
 
 def settings_of(app: Celery) -> Settings:
@@ -62,6 +63,15 @@ def client_store(app: Celery) -> RedisStore:
         store = _client_stores.setdefault(app, made)
         if store is made:
             finalize(app, made.close)
+    return store
+
+
+def publisher_store(app: Celery) -> RedisStore:
+    """Return the store for what is written beside each message that is sent: it must never hold one up."""
+    _prepare(app)
+    store = _publisher_stores.get(app)
+    if store is None:
+        store = _publisher_stores.setdefault(app, body_store(app))
     return store
 
 
@@ -119,6 +129,7 @@ def _borrowed(url: str, setting: str, transport: Mapping[str, Any], ssl: Any) ->
 def _forget_connections() -> None:
     # A fork makes its own: a connection shared by two processes mixes up their answers.
     _client_stores.clear()
+    _publisher_stores.clear()
 
 
 if hasattr(os, "register_at_fork"):

@@ -15,7 +15,7 @@ from celery.utils.imports import symbol_by_name
 
 from celery_canceltoken import hooks
 from celery_canceltoken.cause import Cause
-from celery_canceltoken.task import placeholder
+from celery_canceltoken.task import placeholder, tracking
 from celery_canceltoken.task.endings import RaisedAfterCancel, Replaced
 from celery_canceltoken.task.execution import open_execution, perform
 from celery_canceltoken.task.injection import (
@@ -35,6 +35,7 @@ _MADE_HERE = "_canceltoken_wrapped"
 
 hooks.install()
 placeholder.install()
+tracking.install()
 
 
 class CancellableTask(Task):  # type: ignore[type-arg]
@@ -106,11 +107,12 @@ class CancellableTask(Task):  # type: ignore[type-arg]
         task_id: str | None = None,
         **options: Any,
     ) -> Any:
-        """Send the task, as Celery's `apply_async`. No I/O is added."""
+        """Send the task, as Celery's `apply_async`. Only `canceltoken_track_enqueued` adds I/O."""
         if holds_token(args, kwargs):
             args, kwargs = without_tokens(args, kwargs)
         options["headers"] = _stamped(options.get("headers"), task_id)
-        return super().apply_async(args, kwargs, task_id=task_id, **options)
+        with tracking.publishing_for(self.app):
+            return super().apply_async(args, kwargs, task_id=task_id, **options)
 
     def signature(self, args: Any = None, *starargs: Any, **starkwargs: Any) -> Any:
         """Make a signature, as Celery's, without placeholders in it."""

@@ -8,10 +8,10 @@ from typing import Any
 from celery_canceltoken.message import KEEP_POLICIES, KeptMessage
 from celery_canceltoken.settings import Settings
 
-__all__ = ["Keeping", "attach", "keeping", "kept_message"]
+__all__ = ["PROPERTIES", "Keeping", "attach", "keeping", "kept_message"]
 
 _PLACE = "canceltoken_wire"
-_PROPERTIES = ("priority", "correlation_id", "reply_to", "delivery_mode", "expiration")
+PROPERTIES = ("priority", "correlation_id", "reply_to", "delivery_mode", "expiration")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def kept_message(request: Any) -> KeptMessage | None:
         headers=headers,
         exchange=delivery.get("exchange") or "",
         routing_key=delivery.get("routing_key") or "",
-        properties={name: properties[name] for name in _PROPERTIES if properties.get(name) is not None},
+        properties={name: properties[name] for name in PROPERTIES if properties.get(name) is not None},
     )
 
 
