@@ -31,8 +31,8 @@ def publish(app: Celery, message: KeptMessage) -> None:
     """
     properties = dict(message.properties)
     if properties.get("expiration"):
-        # Milliseconds on the wire, seconds as an argument.
-        properties["expiration"] = int(properties["expiration"]) / 1000
+        # Milliseconds on the wire, seconds as an argument; the half keeps the fraction from being cut short.
+        properties["expiration"] = (int(properties["expiration"]) + 0.5) / 1000
 
     def send(channel: Any) -> None:
         confirmed = getattr(channel, "basic_publish_confirm", None)

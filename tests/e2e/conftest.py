@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -12,10 +13,13 @@ from celery.result import AsyncResult
 
 from celery_canceltoken import TaskRecord, get_record
 from tests.support.apps.cancellable import CANCELLABLE_APP
+from tests.support.rabbitmq import RabbitMQ
 from tests.support.reporting import show_log_on_failure
 from tests.support.servers import EmbeddedServer
 from tests.support.waiting import wait_until
-from tests.support.workers import CeleryWorker, SharedWorkers
+from tests.support.workers import CeleryWorker, SharedWorkers, unique_name
+
+POOLS = ["prefork", "threads", "solo", "gevent", "eventlet"]
 
 
 @pytest.fixture
@@ -24,12 +28,65 @@ def worker_app() -> str:
     return CANCELLABLE_APP
 
 
-@pytest.fixture(params=["prefork", "threads", "solo", "gevent", "eventlet"])
-def shared_worker(request: pytest.FixtureRequest, shared_workers: SharedWorkers) -> CeleryWorker:
+@pytest.fixture
+def gate() -> str:
+    """A gate of this test's own."""
+    return unique_name("gate")
+
+
+@pytest.fixture(params=POOLS)
+def shared_worker(
+    request: pytest.FixtureRequest, shared_workers: SharedWorkers, worker_app: str
+) -> CeleryWorker:
     """Each pool's shared worker in turn."""
-    worker = shared_workers(request.param, CANCELLABLE_APP)
+    return _shown(request, shared_workers(request.param, worker_app))
+
+
+@pytest.fixture(params=["prefork", "threads"])
+def main_worker(
+    request: pytest.FixtureRequest, shared_workers: SharedWorkers, worker_app: str
+) -> CeleryWorker:
+    """A pool of processes and one of threads in turn, where the others make no difference."""
+    return _shown(request, shared_workers(request.param, worker_app))
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_workers(rabbitmq: RabbitMQ, valkey: EmbeddedServer) -> Iterator[SharedWorkers]:
+    """Returns the RabbitMQ worker that all tests of this process share, for a pool and an app."""
+    workers: dict[tuple[str, str], CeleryWorker] = {}
+
+    def get(pool: str, app: str = CANCELLABLE_APP) -> CeleryWorker:
+        if (pool, app) not in workers:
+            worker = CeleryWorker(
+                app,
+                broker_url=rabbitmq.url,
+                result_backend=valkey.url,
+                queue=unique_name(f"shared-{pool}"),
+                pool=pool,
+            )
+            workers[pool, app] = worker
+            worker.restart()
+        return workers[pool, app]
+
+    yield get
+    for worker in workers.values():
+        worker.close()
+        rabbitmq.delete(worker.queue)
+
+
+@pytest.fixture(
+    params=[*(f"redis-{pool}" for pool in POOLS), *(f"rabbitmq-{pool}" for pool in ("prefork", "threads"))]
+)
+def worker_of_each_broker(request: pytest.FixtureRequest, worker_app: str) -> CeleryWorker:
+    """The shared worker of each pool on Redis in turn, then those on RabbitMQ."""
+    broker, pool = request.param.split("-")
+    workers = request.getfixturevalue("shared_workers" if broker == "redis" else "rabbitmq_workers")
+    return _shown(request, workers(pool, worker_app))
+
+
+def _shown(request: pytest.FixtureRequest, worker: CeleryWorker) -> CeleryWorker:
     seen = len(worker.logs())
-    show_log_on_failure(request.node, f"the shared {request.param} worker", lambda: worker.logs()[seen:])
+    show_log_on_failure(request.node, f"the shared worker {worker.queue}", lambda: worker.logs()[seen:])
     return worker
 
 
@@ -56,6 +113,10 @@ class Job:
         lines = self.app.backend.client.lrange(f"journal:{self.id}", 0, -1)
         return [line.decode().rpartition(" ")[0].rpartition(" ")[0] for line in lines]
 
+    def accounts(self) -> list[dict[str, Any]]:
+        """What the message of each run was like; see `tests.support.apps.controlled`."""
+        return [json.loads(line) for line in self.app.backend.client.lrange(f"accounts:{self.id}", 0, -1)]
+
     def starts(self) -> int:
         """How often a body has begun."""
         return self.journal().count("started")
@@ -63,6 +124,23 @@ class Job:
     def record(self) -> TaskRecord | None:
         """Its record now."""
         return get_record(self.id, app=self.app)
+
+    def stored(self) -> tuple[str, Any]:
+        """State and value of its Celery result now, from the backend itself.
+
+        A result object may still be handed an earlier end of the same id, which its process had been told of.
+        """
+        meta = self.result.backend.get_task_meta(self.id, cache=False)
+        return meta["status"], meta["result"]
+
+    def wait_until_stored(self, state: str, timeout: float = 15.0) -> Any:
+        """Wait until its Celery result is in *state*, and return the value."""
+        wait_until(
+            lambda: self.stored()[0] == state,
+            timeout=timeout,
+            description=lambda: f"the result is {state}, not {self.stored()}",
+        )
+        return self.stored()[1]
 
     def wait_until_started(self, times: int = 1, timeout: float = 15.0) -> Job:
         """Wait until a body runs."""
