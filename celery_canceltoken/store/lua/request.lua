@@ -51,7 +51,15 @@ if again and (record.unkept == 'unreadable' or not (state == 'PROCESSING' and ru
   and redis.call('HEXISTS', KEYS[1], 'message') == 0 then
   return refused('no-message')
 end
-if pending(record) then answer_request(KEYS[1], arg, record, 'overruled', at) end
+if pending(record) then
+  answer_request(KEYS[1], arg, record, 'overruled', at)
+elseif state == 'FINISHING' and record.request then
+  -- Its answer is given, and would be remembered by `settle`, which will find this request in its place.
+  record.state = record.outcome
+  remember(KEYS[1], record, at)
+  record.state = state
+  tell_waiters(arg.prefix, arg.task, record)
+end
 
 local fields = {v=FORMAT, request=arg.request, kind=kind, cause=arg.cause, reason=arg.reason or '',
                 actor=arg.actor or '', answer='pending', previous=state, requested_at=at, delivered_at='',
