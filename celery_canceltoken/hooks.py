@@ -71,6 +71,7 @@ class AgentStep(bootsteps.StartStopStep):
             worker.hostname,
             celery=_CeleryOf(app),
             children=issubclass(worker.pool_cls, PreforkPool),
+            later=lambda seconds, call: worker.timer.call_after(seconds, call),
         )
         serve(id(app), agent, lambda: body_store(app))
         if getattr(worker, "pool_start_method", "fork") != "fork" or get_start_method() != "fork":

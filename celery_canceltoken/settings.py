@@ -30,6 +30,10 @@ def _seconds(name: str, value: object) -> float:
     return float(value)
 
 
+def _seconds_or_none(name: str, value: object) -> float:
+    return 0.0 if value == 0 and not isinstance(value, bool) else _seconds(name, value)
+
+
 def _text(name: str, value: object) -> str:
     if not isinstance(value, str) or not value.strip():
         raise SettingsError(name, f"must be a non-empty string, not {value!r}")
@@ -76,6 +80,7 @@ class Settings:
     keep_message: str = "until_success"
     message_limit: int = 65_536
     track_enqueued: bool = False
+    terminate_grace: float = 5.0
 
     @classmethod
     def from_mapping(cls, configuration: Mapping[str, Any]) -> Settings:
@@ -122,3 +127,4 @@ _CHECKS["prefix"] = _prefix
 _CHECKS["keep_message"] = _keep_policy
 _CHECKS["message_limit"] = _bytes
 _CHECKS["track_enqueued"] = _flag
+_CHECKS["terminate_grace"] = _seconds_or_none

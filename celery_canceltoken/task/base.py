@@ -15,7 +15,7 @@ from celery.utils.imports import symbol_by_name
 
 from celery_canceltoken import hooks
 from celery_canceltoken.cause import Cause
-from celery_canceltoken.task import placeholder, tracking
+from celery_canceltoken.task import celery_revoke, placeholder, tracking
 from celery_canceltoken.task.endings import RaisedAfterCancel, Replaced
 from celery_canceltoken.task.execution import open_execution, perform
 from celery_canceltoken.task.injection import (
@@ -34,6 +34,7 @@ __all__ = ["CancellableTask"]
 _MADE_HERE = "_canceltoken_wrapped"
 
 hooks.install()
+celery_revoke.install()
 placeholder.install()
 tracking.install()
 

@@ -2,27 +2,80 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback  # type: ignore[attr-defined]
 from celery import signals
+from celery.concurrency.base import BasePool
 from celery.exceptions import Terminated, WorkerLostError
 from celery.worker.request import Request
 
 from celery_canceltoken.outcome import Ending
 from celery_canceltoken.task import wire
+from celery_canceltoken.task.celery_revoke import TERMINATED
 from celery_canceltoken.task.endings import Revoked
+from celery_canceltoken.worker.agent import Agent, LiveExecution
 from celery_canceltoken.worker.runtime import agent_of
 
 __all__ = ["CancellableRequest"]
+
+logger = logging.getLogger("celery_canceltoken.worker")
+
+# How Celery puts it, in one release or the other, that a child is gone.
+_LOST = (WorkerLostError, SystemExit, KeyboardInterrupt)
 
 
 class CancellableRequest(Request):
     """Celery's request, which also announces revocations and hears of children that are gone."""
 
+    _already_revoked: bool
+    """Celery's: it has told everybody that the task is revoked."""
+
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         wire.attach(self)
+
+    def terminate(self, pool: Any, signal: Any = None) -> None:
+        """Celery's `terminate=True`: a running body is asked by its token first, and killed after the grace.
+
+        What has not started is terminated as Celery does. Where the pool cannot terminate, the token is
+        all there is.
+        """
+        agent = self._agent()
+        executions = agent.cancel(self.id, TERMINATED) if agent is not None else []
+        if agent is not None and not _can_terminate(pool):
+            logger.warning(
+                "task %s[%s] is told to stop but cannot be terminated: the pool has no way to do that",
+                self.name,
+                self.id,
+            )
+        elif agent is None or not executions or not self.time_start or not agent.settings.terminate_grace:
+            super().terminate(pool, signal)
+            self._note_termination(pool)
+        else:
+            agent.later(
+                agent.settings.terminate_grace,
+                lambda: self._terminate_unheeding(agent, executions, pool, signal),
+            )
+
+    def _terminate_unheeding(
+        self, agent: Agent, executions: list[LiveExecution], pool: Any, signal: Any
+    ) -> None:
+        if any(agent.runs(execution) for execution in executions):
+            logger.warning(
+                "task %s[%s] did not stop within %s s of being told to: terminated",
+                self.name,
+                self.id,
+                agent.settings.terminate_grace,
+            )
+            super().terminate(pool, signal)
+            self._note_termination(pool)
+
+    def _note_termination(self, pool: Any) -> None:
+        # A child's end is reported in time. Of a greenlet that was killed Celery hears nothing but "done".
+        if pool.is_green and self._already_revoked:
+            self._abandoned(Ending.TERMINATED)
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
         """A task ended with an exception, or its child did."""
@@ -31,9 +84,9 @@ class CancellableRequest(Request):
             error = error.exc
         if isinstance(error, Revoked):
             self._announce_cooperative_end()
-        elif isinstance(error, Terminated):
+        elif isinstance(error, Terminated) or (self._already_revoked and isinstance(error, _LOST)):
             self._abandoned(Ending.TERMINATED)
-        elif isinstance(error, (WorkerLostError, SystemExit, KeyboardInterrupt)):
+        elif isinstance(error, _LOST):
             comes_back = (self.task.acks_late and self.task.reject_on_worker_lost) or getattr(
                 self.task, "retry_on_worker_lost", False
             )
@@ -48,11 +101,21 @@ class CancellableRequest(Request):
         return super().on_timeout(soft, timeout)
 
     def _announce_cooperative_end(self) -> None:
+        if self._already_revoked:
+            # The body heeded just when its grace was over, and Celery has told everybody.
+            return
         facts = {"terminated": False, "signum": None, "expired": False}
         self.send_event("task-revoked", **facts)
         signals.task_revoked.send(sender=self.task, request=self._context, **facts)  # type: ignore[attr-defined]
 
     def _abandoned(self, ending: Ending) -> None:
-        agent = agent_of(id(self.app), self.hostname)
+        agent = self._agent()
         if agent is not None:
             agent.abandoned(self.id, ending)
+
+    def _agent(self) -> Agent | None:
+        return agent_of(id(self.app), self.hostname)
+
+
+def _can_terminate(pool: Any) -> bool:
+    return getattr(pool.terminate_job, "__func__", None) is not BasePool.terminate_job

@@ -34,7 +34,9 @@ __all__ = ["Agent", "LiveExecution"]
 logger = logging.getLogger("celery_canceltoken.worker")
 
 _EARLY_LIMIT = 1000
+_REVOKED_LIMIT = 10_000
 _STOP_TIMEOUT = 3.0
+_TERMINATED = Cancellation(Cause.REVOKED, "terminated")
 _SUPERSEDED = Cancellation(Cause.SUPERSEDED, "another execution owns the task id now")
 
 
@@ -56,11 +58,12 @@ class Agent:
     Owner: the worker. It is made before the pool forks, started with the worker, and stopped
     after the pool has been joined, so that heartbeats and cancellations go on while bodies drain.
     `started`, `observed`, `ended` and `abandoned` may be called from any thread or greenlet and
-    never wait: what is shared between them and the services is two dicts, and the keeper's mail.
-    A forked child never touches it.
+    never wait: what is shared between them and the services is three dicts, and the keeper's mail.
+    The same goes for `cancel` and `runs`. A forked child never touches it.
 
     *make_store* makes one store for each service: a connection cannot be shared by two threads
-    under gevent and eventlet. *children* tells whether bodies run in child processes.
+    under gevent and eventlet. *children* tells whether bodies run in child processes. *later* has
+    Celery's worker do something after so many seconds, where it does all it does itself.
     """
 
     def __init__(
@@ -71,15 +74,19 @@ class Agent:
         *,
         celery: CeleryPort,
         children: bool,
+        later: Callable[[float, Callable[[], None]], object],
     ) -> None:
         self.make_store = make_store
         self.settings = settings
         self.worker = worker
+        self.later = later
         self._id = uuid.uuid4().hex
         self._incarnation = 1
         self._live: dict[str, LiveExecution] = {}
         # Wake-ups that overtook the registration of the execution they name.
         self._early: dict[str, None] = {}
+        # Task ids that Celery was told to revoke, for executions that are still on their way here.
+        self._revoked: dict[str, Cancellation] = {}
         self.world = world_of_this_process()
         self.bodies = Bodies(self.world)
         self.link = LinkServer(self) if children else None
@@ -152,6 +159,10 @@ class Agent:
         if execution_id in self._early:
             del self._early[execution_id]
             self.check_now()
+        # The same with `cancel`.
+        cancellation = self._revoked.get(claim.task_id)
+        if cancellation is not None:
+            self._trip(execution, cancellation)
         if claim.owner != self.owner:
             self._keeper.post(lambda: self._adopt(execution, self._keeper.store))
 
@@ -183,6 +194,7 @@ class Agent:
                     generation=execution.generation,
                     attempt=execution.attempt,
                     rows=rows(ending, None, observed=False, disregarded=False),
+                    cancellation=_TERMINATED if ending is Ending.TERMINATED else None,
                     error=ending.value,
                 )
                 self.settle(Ended(claim.execution_id, task_id), finish, urgent=True)
@@ -194,6 +206,28 @@ class Agent:
     def check_now(self) -> None:
         """Have the check done without waiting for its interval."""
         self._keeper.post(lambda: self._keeper.check.hasten())
+
+    # -- what Celery tells
+
+    def cancel(self, task_id: str, cancellation: Cancellation) -> list[LiveExecution]:
+        """Trip the tokens of a task id, those of executions to come included. Returns the live ones.
+
+        It needs no store. The id is remembered, as Celery remembers what it was told to revoke: an
+        execution may have passed Celery's own look at that, and not be registered here yet.
+        """
+        self._revoked[task_id] = cancellation
+        if len(self._revoked) > 2 * _REVOKED_LIMIT:
+            for old in list(self._revoked)[:-_REVOKED_LIMIT]:
+                self._revoked.pop(old, None)
+        executions = [execution for execution in self.live() if execution.claim.task_id == task_id]
+        for execution in executions:
+            if not execution.tripped:
+                self._trip(execution, cancellation)
+        return executions
+
+    def runs(self, execution: LiveExecution) -> bool:
+        """Tell whether an execution has not ended yet."""
+        return execution.claim.execution_id in self._live
 
     # -- what Celery is to do
 

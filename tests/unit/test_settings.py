@@ -32,6 +32,7 @@ def test_defaults() -> None:
         store_timeout=0.5,
         record_expires=24 * 3600.0,
         request_expires=30 * 24 * 3600.0,
+        terminate_grace=5.0,
     )
 
 
@@ -46,6 +47,8 @@ def test_defaults() -> None:
         ("store_timeout", 0.1),
         ("record_expires", 60),
         ("request_expires", 3600),
+        ("terminate_grace", 0),
+        ("terminate_grace", 0.5),
     ],
 )
 def test_a_setting_is_taken(name: str, value: Any) -> None:
@@ -75,6 +78,13 @@ def test_a_bad_duration_is_refused(name: str, value: Any) -> None:
     assert told.value.setting == setting
     assert str(told.value).startswith(f"{setting}: ")
     assert repr(value) in str(told.value)
+
+
+@pytest.mark.parametrize("value", ["5", None, True, False, [5], -1, -0.5, math.inf, math.nan], ids=repr)
+def test_a_bad_grace_is_refused(value: Any) -> None:
+    """The grace may be 0, but is a number of seconds like the others."""
+    with pytest.raises(SettingsError, match="canceltoken_terminate_grace: must be a number of seconds"):
+        Settings.from_mapping({"canceltoken_terminate_grace": value})
 
 
 @pytest.mark.parametrize("value", ["", "  ", 5, b"redis://localhost", ["redis://localhost"]], ids=repr)
