@@ -18,13 +18,14 @@ from kombu.utils.functional import maybe_list
 from celery_canceltoken.cause import Cancellation, Cause
 from celery_canceltoken.worker.runtime import agent_of
 
-__all__ = ["REVOKED", "TERMINATED", "install"]
+__all__ = ["EXPIRED", "REVOKED", "TERMINATED", "install"]
 
 logger = logging.getLogger("celery_canceltoken.worker")
 
 # The words with which Celery itself marks a result as revoked.
 REVOKED = Cancellation(Cause.REVOKED, "revoked")
 TERMINATED = Cancellation(Cause.REVOKED, "terminated")
+EXPIRED = Cancellation(Cause.REVOKED, "expired")
 
 _LISTENS = "_canceltoken_listens"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback  # type: ignore[attr-defined]
@@ -12,10 +13,13 @@ from celery.exceptions import Terminated, WorkerLostError
 from celery.worker.request import Request
 
 from celery_canceltoken.outcome import Ending
+from celery_canceltoken.store.answers import Claim
 from celery_canceltoken.task import wire
-from celery_canceltoken.task.celery_revoke import TERMINATED
+from celery_canceltoken.task.celery_revoke import EXPIRED, REVOKED, TERMINATED
 from celery_canceltoken.task.endings import Revoked
+from celery_canceltoken.task.stamp import Stamp
 from celery_canceltoken.worker.agent import Agent, LiveExecution
+from celery_canceltoken.worker.drops import Dropped
 from celery_canceltoken.worker.runtime import agent_of
 
 __all__ = ["CancellableRequest"]
@@ -35,6 +39,41 @@ class CancellableRequest(Request):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         wire.attach(self)
+
+    def revoked(self) -> bool:
+        """Celery's look before it starts a task: where it drops the message, our record follows."""
+        told_before = self._already_revoked
+        dropped = bool(super().revoked())
+        if dropped and not told_before:
+            self._note_drop()
+        return dropped
+
+    def _note_drop(self) -> None:
+        agent = self._agent()
+        if agent is None:
+            return
+        context = self._context  # type: ignore[attr-defined]
+        stamp, message = Stamp.of(context.headers), wire.kept_message(context)
+        keeping = wire.keeping(message, self.task, agent.settings)
+        claim = Claim(
+            task_id=self.id,
+            execution_id=uuid.uuid4().hex,
+            owner=agent.owner,
+            worker=agent.worker,
+            send=stamp.send,
+            generation=stamp.generation,
+            redelivered=bool(self.delivery_info.get("redelivered")),
+            name=self.name,
+            takes_token=getattr(self.task, "token_parameter", None) is not None,
+            late_ack=bool(self.task.acks_late),
+            queue=str(self.delivery_info.get("routing_key") or ""),
+            root=self.root_id if isinstance(self.root_id, str) else "",
+            stamps=message.stamps if message is not None else {},
+            keep=keeping.policy,
+            unkept=keeping.why_not,
+        )
+        cancellation = EXPIRED if self.expires and self.maybe_expire() else REVOKED
+        agent.dropped(Dropped(claim, keeping.text, cancellation))
 
     def terminate(self, pool: Any, signal: Any = None) -> None:
         """Celery's `terminate=True`: a running body is asked by its token first, and killed after the grace.

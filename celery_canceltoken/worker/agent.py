@@ -23,6 +23,7 @@ from celery_canceltoken.store.answers import (
 from celery_canceltoken.store.redis_store import RedisStore
 from celery_canceltoken.worker.bodies import Bodies
 from celery_canceltoken.worker.celery_port import CeleryPort
+from celery_canceltoken.worker.drops import Dropped
 from celery_canceltoken.worker.inbox import Inbox
 from celery_canceltoken.worker.keeper import Keeper
 from celery_canceltoken.worker.link import LinkServer
@@ -59,7 +60,7 @@ class Agent:
     after the pool has been joined, so that heartbeats and cancellations go on while bodies drain.
     `started`, `observed`, `ended` and `abandoned` may be called from any thread or greenlet and
     never wait: what is shared between them and the services is three dicts, and the keeper's mail.
-    The same goes for `cancel` and `runs`. A forked child never touches it.
+    The same goes for `cancel`, `dropped` and `runs`. A forked child never touches it.
 
     *make_store* makes one store for each service: a connection cannot be shared by two threads
     under gevent and eventlet. *children* tells whether bodies run in child processes. *later* has
@@ -224,6 +225,10 @@ class Agent:
             if not execution.tripped:
                 self._trip(execution, cancellation)
         return executions
+
+    def dropped(self, dropped: Dropped) -> None:
+        """Celery has discarded a message before its body could claim: have the record agree."""
+        self._keeper.post(lambda: self._keeper.drops.add(dropped))
 
     def runs(self, execution: LiveExecution) -> bool:
         """Tell whether an execution has not ended yet."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from celery_canceltoken.native import Empty, NativeQueue
 from celery_canceltoken.worker.check import Check
 from celery_canceltoken.worker.chore import Chore
+from celery_canceltoken.worker.drops import Drops
 from celery_canceltoken.worker.heartbeat import Heartbeat
 from celery_canceltoken.worker.outbox import Outbox
 from celery_canceltoken.worker.recovery import Janitor
@@ -22,7 +23,7 @@ __all__ = ["Keeper"]
 
 
 class Keeper(Service):
-    """Heartbeat, check, recovery and settling, and whatever is posted to it.
+    """Heartbeat, check, drops, recovery and settling, and whatever is posted to it.
 
     Its state is touched by its own thread only; everybody else posts. None of the chores waits
     for more than a store timeout at a time, so the heartbeat is never late by much.
@@ -41,10 +42,12 @@ class Keeper(Service):
         self.store = agent.make_store()
         self.check = Check(agent, self.store)
         self.settler = Settler(agent, self.store)
+        self.drops = Drops(agent, self.store)
         self._chores: list[Chore] = [
             Heartbeat(agent, self.store),
             self.settler,
             self.check,
+            self.drops,
             Janitor(agent, self.store),
             Outbox(agent, self.store),
         ]
@@ -70,6 +73,8 @@ class Keeper(Service):
         """Settle what has ended, wake the inbox so that it can end, give up the lease."""
         self._read_mail(0.0)
         try:
+            self.drops.work()
+            self._read_mail(0.0)
             self.settler.work()
             self.store.wake(self._agent.owner)
             self.store.retire(self._agent.owner)

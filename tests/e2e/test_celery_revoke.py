@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -239,6 +240,92 @@ def test_solo_hears_it_when_the_body_is_over(shared_solo_worker: CeleryWorker) -
     send(worker, "wait", 30, task_id=later.id)
     worker.wait_for_log(f"Discarding revoked task: wait[{later.id}]")
     assert later.starts() == 0
+
+
+# -- what Celery drops, and our record of it
+
+
+def test_dropped_request_is_answered(shared_worker: CeleryWorker) -> None:
+    """A task that we and Celery were asked to revoke, and that Celery drops, is revoked in its record."""
+    app = shared_worker.client
+    job = Job(app.AsyncResult(unique_name("id")))
+    handle = revoke(job.result, reason="customer left", actor="support")
+    assert app.control.revoke(job.id, reply=True, timeout=2)
+    send(shared_worker, "wait", 30, task_id=job.id)
+    outcome = handle.wait(10)
+    assert (outcome.state, outcome.reason, outcome.came_too_late) == (State.REVOKED, "customer left", False)
+    shared_worker.wait_for_log(f"Discarding revoked task: wait[{job.id}]")
+    assert job.starts() == 0
+
+
+def test_expired_request_is_answered(shared_worker: CeleryWorker) -> None:
+    """So is one that Celery drops because it has expired."""
+    job = Job(shared_worker.client.AsyncResult(unique_name("id")))
+    handle = revoke(job.result, reason="customer left")
+    send(shared_worker, "wait", 30, task_id=job.id, expires=datetime.now(timezone.utc) - timedelta(hours=1))
+    assert handle.wait(10).state is State.REVOKED
+    assert job.starts() == 0
+
+
+def test_dropped_retry_is_revoked(shared_worker: CeleryWorker) -> None:
+    """A retry that waits for its time and is dropped then is revoked in its record as in its result."""
+    job = send(shared_worker, "retry_in", 1).wait_until_started()
+    wait_until(lambda: job.result.state == "RETRY", description="the retry is on its way")
+    shared_worker.client.control.revoke(job.id)
+    record = job.wait_until_final()
+    assert (record.state, record.cause, record.reason) == (State.REVOKED, Cause.REVOKED, "revoked")
+    assert (record.attempt, job.starts()) == (1, 1)
+    wait_until(lambda: job.result.state == "REVOKED", description="Celery has revoked it")
+
+
+def test_retry_that_expires_is_revoked(shared_worker: CeleryWorker) -> None:
+    """A retry whose time comes after its expiry ends as Celery ends it, and says why."""
+    job = send(shared_worker, "retry_in", 2, expires=1).wait_until_started()
+    record = job.wait_until_final()
+    assert (record.state, record.cause, record.reason) == (State.REVOKED, Cause.REVOKED, "expired")
+    assert job.starts() == 1
+
+
+def test_dropped_without_a_record_leaves_none(shared_worker: CeleryWorker) -> None:
+    """Of what Celery drops and nobody has asked of us, nothing is written."""
+    app = shared_worker.client
+    unknown, known = (Job(app.AsyncResult(unique_name("id"))) for _ in range(2))
+    handle = revoke(known.result)
+    assert app.control.revoke([unknown.id, known.id], reply=True, timeout=2)
+    for job in (unknown, known):
+        send(shared_worker, "wait", 30, task_id=job.id)
+        shared_worker.wait_for_log(f"Discarding revoked task: wait[{job.id}]")
+    # They are looked at in their order.
+    assert handle.wait(10).state is State.REVOKED
+    assert unknown.record() is None
+
+
+def test_dropped_task_that_was_tracked_is_revoked(worker_factory: WorkerFactory) -> None:
+    """A task whose record says that it waits is revoked there as well, and its message stays kept."""
+    worker = worker_factory(pool="threads", configuration={"canceltoken_track_enqueued": True})
+    job = Job(worker.client.AsyncResult(unique_name("id")))
+    assert worker.client.control.revoke(job.id, reply=True, timeout=2)
+    send(worker, "wait", 30, task_id=job.id)
+    record = job.wait_until_final()
+    assert (record.state, record.reason, job.starts()) == (State.REVOKED, "revoked", 0)
+    assert [change.state for change in record.history][:1] == [State.ENQUEUED]
+    assert record.message_not_kept is None
+    assert record.started_at is None
+
+
+def test_dropped_while_the_store_is_away(worker_factory: WorkerFactory, valkey: EmbeddedServer) -> None:
+    """A drop that the store could not be told of is told when it is back."""
+    with ToxicProxy((valkey.host, valkey.port)) as proxy:
+        configuration = {"canceltoken_redis_url": f"redis://127.0.0.1:{proxy.port}/0"}
+        worker = worker_factory(pool="solo", configuration=configuration)
+        job = Job(worker.client.AsyncResult(unique_name("id")))
+        handle = revoke(job.result, reason="customer left")
+        proxy.cut()
+        assert worker.client.control.revoke(job.id, reply=True, timeout=2)
+        send(worker, "wait", 30, task_id=job.id)
+        worker.wait_for_log(f"Discarding revoked task: wait[{job.id}]")
+        proxy.heal()
+        assert handle.wait(15).state is State.REVOKED
 
 
 # -- terminate

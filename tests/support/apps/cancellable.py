@@ -54,7 +54,14 @@ def make_app(
         burn,
     ):
         app.task(shared=False, name=function.__name__, base=CancellableTask)(function)
-    for function in (retry_until, replace_until, reject_back_once, retry_when_told, replace_by_chain):
+    for function in (
+        retry_until,
+        retry_in,
+        replace_until,
+        reject_back_once,
+        retry_when_told,
+        replace_by_chain,
+    ):
         app.task(shared=False, name=function.__name__, base=CancellableTask, bind=True, max_retries=None)(
             function
         )
@@ -227,6 +234,13 @@ def retry_until(self: Any, times: int, token: CancellationToken) -> int:
     note("started")
     if self.request.retries < times:
         raise self.retry(countdown=0)
+    return int(self.request.retries)
+
+
+def retry_in(self: Any, seconds: float, token: CancellationToken) -> int:
+    note("started")
+    if not self.request.retries:
+        raise self.retry(countdown=seconds)
     return int(self.request.retries)
 
 
