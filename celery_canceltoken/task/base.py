@@ -127,10 +127,10 @@ class CancellableTask(Task):  # type: ignore[type-arg]
     def retry(self, *args: Any, **kwargs: Any) -> Any:
         """Retry, as Celery's; but a task that was told to stop stops, and nothing is sent.
 
-        Raises TaskCancelled where the task was revoked or deleted.
+        Raises TaskCancelled where the task was revoked, deleted or requeued.
         """
         execution = open_execution()
-        if execution is not None and execution.cause in (Cause.REVOKED, Cause.DELETED):
+        if execution is not None and execution.cause in (Cause.REVOKED, Cause.DELETED, Cause.REQUEUED):
             execution.source.token.raise_if_cancelled()
         return super().retry(*args, **kwargs)
 

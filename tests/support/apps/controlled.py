@@ -84,8 +84,6 @@ def make_app(
         "never_kept_act": {"keep_message": "never"},
         "always_kept_act": {"keep_message": "always"},
         "auto_act": {"autoretry_for": (Exception,), "default_retry_delay": 0, "max_retries": 3},
-        "soft_limited_act": {"soft_time_limit": 1},
-        "hard_limited_act": {"time_limit": 1},
         "badly_watched_act": {"base": BadlyWatched},
         "elsewhere_act": {"backend": RedisBackend(app=app, url=_other_database(app.conf.result_backend))},
         "reported_act": {},
