@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, TypeAlias, TypeVar, overload
 
 from celery import Celery
 from celery.result import AsyncResult, GroupResult
@@ -54,7 +54,8 @@ __all__ = [
 
 T = TypeVar("T")
 
-Task = str | AsyncResult[Any]
+# As a string: before Celery 5.7 it is no generic class at run time.
+Task: TypeAlias = "str | AsyncResult[Any]"
 
 
 def revoke(
