@@ -2,17 +2,22 @@
 
 Names, arguments, answers and errors are those of the functions of the same names in `celery_canceltoken`, on
 `redis.asyncio` and with the same scripts. What goes through Celery (publishing a message again, writing or
-forgetting a result, Celery's own revoke) is done in a thread. Connections belong to the running event loop;
-`close` gives them back.
+forgetting a result, Celery's own revoke) is done in a thread.
+
+Connections belong to the event loop that runs: at most 8 for calls, and one for each wait. They are closed
+when the loop shuts its asynchronous generators down, as `asyncio.run` and web servers have it do at its end;
+`close` gives them back sooner. Whoever closes a loop by hand awaits `close` first.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from datetime import datetime, timedelta
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, TypeAlias, TypeVar, overload
 from weakref import WeakKeyDictionary
 
 from celery import Celery
@@ -68,12 +73,34 @@ __all__ = [
 
 T = TypeVar("T")
 
-Task = str | AsyncResult[Any]
+# As a string: before Celery 5.7 it is no generic class at run time.
+Task: TypeAlias = "str | AsyncResult[Any]"
 
-# Owner: each event loop, for its own entry. Connections of one loop are of no use to another.
-_stores: WeakKeyDictionary[asyncio.AbstractEventLoop, WeakKeyDictionary[Celery, AsyncStore]] = (
-    WeakKeyDictionary()
-)
+
+class _LoopStores:
+    """The stores of one event loop: connections of one loop are of no use to another."""
+
+    def __init__(self) -> None:
+        self.by_app: WeakKeyDictionary[Celery, AsyncStore] = WeakKeyDictionary()
+        self._life = self._live()
+        # Its first step, by which the loop comes to know it, waits for nothing.
+        with contextlib.suppress(StopIteration):
+            self._life.asend(None).send(None)
+
+    async def _live(self) -> AsyncGenerator[None, None]:
+        """Wait for the end of the loop: what it closes then is what asyncio offers to be told by."""
+        try:
+            yield
+        finally:
+            with _loops_lock:
+                _loops.pop(asyncio.get_running_loop(), None)
+            for store in list(self.by_app.values()):
+                await store.close()
+
+
+# Owner: each event loop, for its own entry. It would keep its loop alive, so the loop's end takes it out.
+_loops: dict[asyncio.AbstractEventLoop, _LoopStores] = {}
+_loops_lock = threading.Lock()
 
 
 class AsyncRequestHandle(Handle):
@@ -315,7 +342,8 @@ async def list_records(
 async def close(*, app: Celery | None = None) -> None:
     """Close this event loop's connections: for the end of an app's life. Later calls open new ones."""
     app, _ = resolve("", app)
-    store = _stores.get(asyncio.get_running_loop(), WeakKeyDictionary()).pop(app, None)
+    stores = _loops.get(asyncio.get_running_loop())
+    store = stores.by_app.pop(app, None) if stores is not None else None
     if store is not None:
         await store.close()
 
@@ -325,10 +353,18 @@ def _calls(app: Celery) -> Calls:
 
 
 def _store_of(app: Celery) -> AsyncStore:
-    stores = _stores.setdefault(asyncio.get_running_loop(), WeakKeyDictionary())
-    if app not in stores:
-        stores[app] = async_store(app)
-    return stores[app]
+    loop = asyncio.get_running_loop()
+    stores = _loops.get(loop)
+    if stores is None:
+        with _loops_lock:
+            # Those that were closed by hand, and told nobody.
+            for closed in [one for one in _loops if one.is_closed()]:
+                _loops.pop(closed, None)
+            stores = _loops[loop] = _LoopStores()
+    store = stores.by_app.get(app)
+    if store is None:
+        store = stores.by_app[app] = async_store(app)
+    return store
 
 
 async def _perform(app: Celery, steps: Steps[T]) -> T:

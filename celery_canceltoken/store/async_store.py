@@ -33,8 +33,10 @@ class AsyncStore:
         self._plan = plan
         self._timeout = settings.store_timeout
         self.calls = Calls(settings)
-        # As many calls at a time as there are connections: to wait for a turn is no outage.
+        # As many calls at a time as there are connections: to wait for a turn is no outage. But when one
+        # turns out to be, all who wait are told at once, or a crowd would wait one timeout after the other.
         self._turns = asyncio.Semaphore(_CONNECTIONS)
+        self._away = False
         self._client: Any = plan.async_client(timeout=settings.store_timeout, connections=_CONNECTIONS)
         self._scripts: dict[str, Any] = {
             name: self._client.register_script(script_source(name)) for name in SCRIPTS
@@ -54,8 +56,7 @@ class AsyncStore:
         answers: list[T] = []
         for start in range(0, len(calls), _BATCH):
             batch = calls[start : start + _BATCH]
-            async with self._turns:
-                results = await self._make_together(batch)
+            results = await self._in_turn(batch)
             answers += [call.parse(result) for call, result in zip(batch, results, strict=True)]
         return answers
 
@@ -64,9 +65,29 @@ class AsyncStore:
         client = self._plan.async_client(timeout=self._timeout, connections=1)
         return AsyncEndSubscription(client, self.calls.keys.stopped(task_id))
 
+    async def _in_turn(self, calls: Sequence[Call[Any]]) -> list[Any]:
+        waits = self._turns.locked()
+        async with self._turns:
+            if waits and self._away:
+                raise StoreUnavailableError(
+                    f"the store at {_where(self._client)} did not answer those who were before this call"
+                )
+            try:
+                results = await self._make_together(calls)
+            except StoreUnavailableError as error:
+                self._away = not isinstance(error.__cause__, redis.ResponseError)
+                raise
+            self._away = False
+            return results
+
     async def _make_together(self, calls: Sequence[Call[Any]]) -> list[Any]:
         pipeline = self._client.pipeline(transaction=False)
-        with _Errors():
+        with _Errors(self._client):
+            if len(calls) == 1 and calls[0].is_script:
+                # A pipeline would ask for the script first, in a round trip of its own.
+                (call,) = calls
+                arguments = script_arguments(call.arguments, call.blob)
+                return [await self._scripts[call.name](keys=call.keys, args=arguments)]
             for call in calls:
                 if call.is_script:
                     arguments = script_arguments(call.arguments, call.blob)
@@ -90,7 +111,7 @@ class AsyncEndSubscription:
     async def __aenter__(self) -> AsyncEndSubscription:
         self._pubsub = self._client.pubsub(ignore_subscribe_messages=True)
         try:
-            with _Errors():
+            with _Errors(self._client):
                 await self._pubsub.subscribe(self._channel)
         except BaseException:
             await self._close()
@@ -102,16 +123,19 @@ class AsyncEndSubscription:
 
     async def wait(self, timeout: float) -> None:
         """Return when the end was announced, or after *timeout* seconds, or for no reason at all."""
-        with _Errors():
+        with _Errors(self._client):
             await self._pubsub.get_message(timeout=timeout)
 
     async def _close(self) -> None:
-        await _close(self._pubsub)
+        await self._pubsub.aclose()
         await _close(self._client)
 
 
 class _Errors:
     """Says what went wrong with the server in this package's words."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
 
     def __enter__(self) -> None:
         return None
@@ -120,11 +144,21 @@ class _Errors:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if isinstance(error, (redis.ConnectionError, redis.TimeoutError, OSError)):
-            raise StoreUnavailableError(f"the store did not answer: {error}") from error
+            raise StoreUnavailableError(
+                f"the store at {_where(self._client)} did not answer: {error}"
+            ) from error
         if isinstance(error, redis.ResponseError):
-            raise StoreUnavailableError(f"the store refused: {error}") from error
+            raise StoreUnavailableError(f"the store at {_where(self._client)} refused: {error}") from error
 
 
-async def _close(closable: Any) -> None:
-    # Called close() before redis-py 5.0.1.
-    await getattr(closable, "aclose", closable.close)()
+async def _close(client: Any) -> None:
+    await client.aclose()
+    # redis-py leaves the connections to the sentinels to the collector.
+    sentinel = getattr(client.connection_pool, "sentinel_manager", None)
+    for one in getattr(sentinel, "sentinels", ()):
+        await one.aclose()
+
+
+def _where(client: Any) -> str:
+    options = client.connection_pool.connection_kwargs
+    return str(options.get("path") or f"{options.get('host', '?')}:{options.get('port', '?')}")
