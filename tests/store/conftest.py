@@ -12,6 +12,7 @@ from redis import Redis
 
 from celery_canceltoken.cause import Cancellation, Cause
 from celery_canceltoken.outcome import Ending, rows
+from celery_canceltoken.record import TaskRecord
 from celery_canceltoken.settings import Settings
 from celery_canceltoken.states import State
 from celery_canceltoken.store import ConnectionPlan, RedisStore
@@ -26,14 +27,19 @@ from celery_canceltoken.store.answers import (
     Recovery,
     RequestAnswer,
     RequestOrder,
+    Settled,
+    WithdrawOrder,
 )
+from tests.support.orders import MESSAGE
 from tests.support.servers import EmbeddedServer
 from tests.support.workers import unique_name
 
-__all__ = ["ALICE", "BOB", "CAUSES", "Lab"]
+__all__ = ["ALICE", "BOB", "CAUSES", "KEPT", "Lab"]
 
 ALICE, BOB = "alice.1", "bob.1"
 CAUSES = {"revoke": Cause.REVOKED, "delete": Cause.DELETED, "requeue": Cause.REQUEUED}
+KEPT = MESSAGE.to_json()
+"""A message as it is kept in a record."""
 
 
 class Lab:
@@ -65,6 +71,38 @@ class Lab:
     @property
     def state(self) -> str | None:
         return self.fields.get("state")
+
+    @property
+    def record(self) -> TaskRecord:
+        """The record as it is read."""
+        record = self.store.get(self.task_id)
+        assert record is not None
+        return record
+
+    @property
+    def history(self) -> list[str]:
+        """The history in short: each line's state, and what was asked with what became of it."""
+        return [
+            " ".join(
+                [change.state.value if change.state else "-"]
+                + ([f"{change.request_id}:{change.answer}"] if change.request_id else [])
+            )
+            for change in self.record.history
+        ]
+
+    @property
+    def in_outbox(self) -> bool:
+        """Whether the id is among those whose message waits to be published."""
+        return self.redis.zscore(self.store.keys.outbox, self.task_id) is not None
+
+    def listed(self, field: str, value: str) -> bool:
+        """Whether the id is in that list."""
+        return self.redis.zscore(self.store.keys.listed(field, value), self.task_id) is not None
+
+    @property
+    def states_listed(self) -> list[str]:
+        """The states in whose lists the id is."""
+        return [state.value for state in State if self.listed("state", state.value)]
 
     @property
     def ttl(self) -> float:
@@ -103,16 +141,28 @@ class Lab:
 
     # -- who does what
 
+    def lives(self, *owners: str) -> None:
+        """These hold their leases."""
+        for owner in owners:
+            self.redis.set(self.store.keys.lease(owner), "1", px=60_000)
+
+    def dies(self, owner: str = ALICE) -> None:
+        """Its lease is gone."""
+        self.redis.delete(self.store.keys.lease(owner))
+
     def claim(
         self,
         execution: str = "one",
         *,
+        message: str = "",
         take_over_from: tuple[str, str] = ("", ""),
         running_attempt: int = 0,
         **claim: Any,
     ) -> ClaimAnswer:
         mine = self._claim_of(execution, **claim)
-        answer = self.store.claim(mine, take_over_from=take_over_from, running_attempt=running_attempt)
+        answer = self.store.claim(
+            mine, message=message, take_over_from=take_over_from, running_attempt=running_attempt
+        )
         if not running_attempt:
             self._claims[execution] = mine, answer
         return answer
@@ -131,6 +181,8 @@ class Lab:
         generation: int = 0,
         redelivered: bool = False,
         late_ack: bool = False,
+        name: str = "shop.export",
+        **more: Any,
     ) -> Claim:
         return Claim(
             task_id=self.task_id,
@@ -140,9 +192,10 @@ class Lab:
             send=send,
             generation=generation,
             redelivered=redelivered,
-            name="shop.export",
+            name=name,
             takes_token=True,
             late_ack=late_ack,
+            **more,
         )
 
     def run(self, execution: str = "one", **claim: Any) -> ClaimAnswer:
@@ -192,11 +245,43 @@ class Lab:
         actor: str | None = "alice",
         from_states: Sequence[State] = (),
         must_exist: bool = False,
+        wanted_eta: int | None = None,
     ) -> RequestAnswer:
         cancellation = Cancellation(CAUSES[kind], reason, actor)
         return self.store.request(
-            RequestOrder(self.task_id, request_id, kind, cancellation, from_states, must_exist)
+            RequestOrder(self.task_id, request_id, kind, cancellation, from_states, must_exist, wanted_eta)
         )
+
+    def withdraw(
+        self,
+        withdrawal_id: str = "withdrawal",
+        *,
+        request_id: str | None = None,
+        from_states: Sequence[State] = (),
+    ) -> RequestAnswer:
+        order = WithdrawOrder(self.task_id, withdrawal_id, request_id, from_states)
+        return self.store.ask(self.store.calls.withdraw(order))
+
+    def enqueue(self, *, message: str = KEPT, **fields: Any) -> bool:
+        """A publisher that tracks what it sends writes down that the task waits."""
+        told = {"send": "send", "generation": 0, "name": "shop.export", **fields}
+        return self.store.ask(self.store.calls.enqueue(self.task_id, told, message))
+
+    def published(self, generation: int) -> bool:
+        return self.store.ask(self.store.calls.published(self.task_id, generation))
+
+    def mark(self, kind: str = "revoke", request_id: str = "mark", *, root: str = "root") -> str:
+        """Something is asked of a whole workflow."""
+        why = Cancellation(CAUSES[kind], "all of it", "alice")
+        return self.store.ask(self.store.calls.mark(root, request_id, kind, why))
+
+    def stand(
+        self, request_id: str = "standing", *, kind: str = "revoke", seconds: float = 50.0, **about: Any
+    ) -> bool:
+        """Something is asked of all tasks of a kind that are still to come."""
+        why = Cancellation(CAUSES[kind], "until then", "alice")
+        criteria = {"name": None, "queue": None, "stamps": None, **about}
+        return self.store.ask(self.store.calls.stand(request_id, kind, why, seconds=seconds, **criteria))
 
     def deliver(self, execution: str = "one") -> Delivery:
         return self.store.deliver(self.task_id, execution)
@@ -204,8 +289,16 @@ class Lab:
     def observe(self, execution: str = "one", ago: float = 0.0) -> None:
         self.store.observe(self.task_id, execution, ago)
 
-    def settle(self, execution: str = "one", *, owner: str = ALICE, instead: State | None = None) -> None:
-        self.store.settle(owner, [Ended(execution, self.task_id, instead)])
+    def settle(
+        self,
+        execution: str = "one",
+        *,
+        owner: str = ALICE,
+        instead: State | None = None,
+        keep: str = "until_success",
+    ) -> Settled:
+        (settled,) = self.store.settle(owner, [Ended(execution, self.task_id, instead, keep)])
+        return settled
 
     def recover(self, *, by: str = BOB, recovery: str = "recovery") -> Recovery | None:
         """Take over from the owner that stands in the record now."""
@@ -229,6 +322,12 @@ class Lab:
         self.run("one", **claim)
         assert self.finish("one", ending).recorded
         assert self.state == "FINISHING"
+
+    def requeued(self) -> None:
+        """Ended by execution "one", and asked to run again: it waits in the outbox."""
+        self.final(Ending.RAISED, message=KEPT)
+        assert self.request("requeue", "requeue").applied
+        assert (self.state, self.fields["outbox"]) == ("ENQUEUED", "1")
 
     def final(self, ending: Ending = Ending.RETURNED, **claim: Any) -> None:
         """Ended for good, by execution "one"."""
@@ -268,8 +367,10 @@ def impatient_settings(settings: Settings) -> Settings:
 
 @pytest.fixture
 def lab(store: RedisStore, redis: Redis) -> Lab:
-    """One task id that nobody has seen yet."""
-    return Lab(store, redis)
+    """One task id that nobody has seen yet, and two owners that live."""
+    lab = Lab(store, redis)
+    lab.lives(ALICE, BOB)
+    return lab
 
 
 @pytest.fixture(autouse=True)

@@ -53,8 +53,8 @@ local function applies(order)
 end
 
 -- What was asked of the whole workflow, or of all tasks of a kind, before this one came.
-local function standing_order(at)
-  if record.pardoned or running > 0 then return nil end
+local function standing_order(at, new_life)
+  if (record.pardoned and not new_life) or running > 0 then return nil end
   if redis.call('EXISTS', KEYS[3]) == 1 then
     return cjson.decode(redis.call('GET', KEYS[3]))
   end
@@ -75,7 +75,7 @@ local function start(new_generation, new_life)
   local at = now()
   if new_life and record.state and arg.root == arg.task then redis.call('DEL', KEYS[3]) end
   if running == 0 and not (pending(record) and record.kind ~= 'requeue') then
-    local order = standing_order(at)
+    local order = standing_order(at, new_life)
     if order then
       if pending(record) then answer_request(KEYS[1], arg, record, 'overruled', at) end
       local asked = {request=order.request, kind=order.kind, cause=order.cause, reason=order.reason or '',
@@ -86,8 +86,14 @@ local function start(new_generation, new_life)
     end
   end
   if running == 0 and pending(record) and record.kind ~= 'requeue' then
-    own({state='FINISHING', outcome=record.kind == 'revoke' and 'REVOKED' or 'DELETED', generation=new_generation,
-         answer='effective', stopped_at=at, denied='1', row='', outbox='', eta='', attempt=record.attempt or '0'}, at)
+    local fields = {state='FINISHING', outcome=record.kind == 'revoke' and 'REVOKED' or 'DELETED',
+                    generation=new_generation, answer='effective', stopped_at=at, denied='1', row='', outbox='',
+                    eta='', attempt=record.attempt or '0'}
+    if new_life then
+      for _, name in ipairs({'value', 'error', 'started_at', 'pardoned'}) do fields[name] = '' end
+      fields.attempt = '0'
+    end
+    own(fields, at)
     return denied()
   end
   local attempt = math.max(running, new_life and 1 or (tonumber(record.attempt or '0') + 1))

@@ -40,7 +40,7 @@ local function makes_sense(record)
     and is_count(record.generation) and is_count(record.attempt) and is_count(record.changes)
     and is_count(record.eta) and is_count(record.wanted_eta) and is_count(record.outbox)
     and (record.cause == nil or CAUSES[record.cause])
-    and (record.request == nil or (RANK[record.kind] and record.cause))
+    and (record.request == nil or (RANK[record.kind] and (record.cause or record.answer ~= 'pending')))
 end
 
 -- The agent of an owner, whatever its incarnation.

@@ -50,10 +50,13 @@ if lost or unclaimed then
   keep_for(KEYS[2], arg.ttl)
 end
 local at = now()
-local fields = {stopped_at=at, row=record.row, value=arg.value or '', error=arg.error or ''}
+local fields = {stopped_at=at, row=record.row, value=arg.value or '', error=arg.error or '', outbox='', eta=''}
 if arg.observed_ago and not record.observed_at then fields.observed_at = earlier(at, arg.observed_ago) end
 if asked then
   if row.answer ~= 'carried' then fields.answer = row.answer end
+  if record.row == 'requeue' and row.republish then fields.pardoned = '1' end
+  -- A retry is on its way at its own time.
+  if record.wanted_eta and row.answer == 'effective' and not row.republish then fields.answer = 'too-late' end
 elseif arg.cause then
   fields.cause, fields.reason, fields.actor = arg.cause, arg.reason or '', arg.actor or ''
 end

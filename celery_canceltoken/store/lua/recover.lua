@@ -23,7 +23,8 @@ if record.state == 'PROCESSING' then
   if pending(record) and record.kind ~= 'requeue' then
     fields.outcome, fields.answer = record.kind == 'revoke' and 'REVOKED' or 'DELETED', 'effective'
   elseif pending(record) and redis.call('HEXISTS', KEYS[1], 'message') == 1 then
-    fields.answer, fields.execution, fields.owner = 'effective', '', ''
+    fields.answer, fields.execution, fields.owner, fields.worker = 'effective', '', '', nil
+    fields.pardoned = '1'
     send_again(KEYS[1], arg, record, fields, at)
     tell_waiters(arg.prefix, arg.task, record)
     return {'sent-again'}

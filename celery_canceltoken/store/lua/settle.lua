@@ -16,7 +16,7 @@ for i, one in ipairs(arg.ended) do
   if record and record.execution == one.execution and record.state == 'FINISHING' then
     local at = now()
     if pending(record) and record.kind == 'requeue' then
-      send_again(key, own, record, {answer='effective', completed=record.outcome == 'SUCCEEDED' and '1' or '',
+      send_again(key, own, record, {answer='effective', completed=(one.instead or record.outcome) == 'SUCCEEDED' and '1' or '',
                                     row='', value='', error='', pardoned='1'}, at)
       answers[i] = 2
     else

@@ -10,6 +10,7 @@ local orders = redis.call('HGETALL', KEYS[1])
 for i = 1, #orders, 2 do
   if tonumber(cjson.decode(orders[i + 1])['until']) <= tonumber(at) then redis.call('HDEL', KEYS[1], orders[i]) end
 end
+if redis.call('HEXISTS', KEYS[1], arg.order.request) == 1 then return 1 end
 if redis.call('HLEN', KEYS[1]) >= arg.limit then return 0 end
 arg.order.requested_at = at
 arg.order['until'] = string.format('%.0f', tonumber(at) + arg.seconds * 1000000)

@@ -22,11 +22,14 @@ if arg.states then
   for _, one in ipairs(arg.states) do accepted = accepted or one == state end
   if not accepted then return refused('state') end
 end
-if not pending(record) or (arg.request and record.request ~= arg.request) then
-  return refused(FINAL[state] and 'final' or state == 'FINISHING' and 'finishing' or 'nothing')
-end
+if FINAL[state] then return refused('final') end
+-- A requeue that came between an end and its settlement is as good as done.
+if state == 'FINISHING' then return refused('finishing') end
+if not pending(record) or (arg.request and record.request ~= arg.request) then return refused('nothing') end
 if record.delivered_at then return refused('delivered') end
 local at = now()
 redis.call('HSET', KEYS[1], 'withdrawn_by', arg.withdrawal)
 answer_request(KEYS[1], arg, record, 'withdrawn', at)
+-- Whatever ends the task now, it was not this.
+redis.call('HDEL', KEYS[1], 'cause', 'reason', 'actor', 'wanted_eta')
 return {'applied', '', state, record.kind}
