@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from celery_canceltoken.control import read_record, request_revoke
 from celery_canceltoken.errors import CancelTokenError, RecordUnreadableError, StoreUnavailableError
 from celery_canceltoken.outcome import Ending
 from celery_canceltoken.record import FORMAT
@@ -22,6 +21,7 @@ from celery_canceltoken.store.answers import (
     FinishAnswer,
 )
 from tests.store.conftest import ALICE, BOB, Lab
+from tests.support.orders import get_record, revoke
 from tests.support.servers import EmbeddedServer
 
 Damage = Callable[[Lab], None]
@@ -141,14 +141,14 @@ def test_a_request_is_refused_as_unreadable(broken: Lab, damage: Damage) -> None
 def test_a_revoke_is_refused_as_unreadable(broken: Lab, damage: Damage) -> None:
     """The same through the call that an app makes."""
     with broken.unchanged(), pytest.raises(RecordUnreadableError):
-        request_revoke(broken.store, broken.task_id)
+        revoke(broken.store, broken.task_id)
 
 
 @EVERY_DAMAGE
 def test_reading_is_refused_as_unreadable(broken: Lab, damage: Damage) -> None:
     """A record that makes no sense is not shown as one that does."""
     with pytest.raises(RecordUnreadableError) as told:
-        read_record(broken.store, broken.task_id)
+        get_record(broken.store, broken.task_id)
     assert told.value.key == broken.key
 
 
@@ -351,7 +351,7 @@ def test_a_refused_read_is_not_damage(lab: Lab, valkey: EmbeddedServer) -> None:
     lab.run("one")
     with Redis(port=valkey.port) as admin:
         user = lab.store.keys.prefix
-        admin.acl_setuser(user, enabled=True, nopass=True, commands=["+@all", "-hgetall"], keys=["*"])
+        admin.acl_setuser(user, enabled=True, nopass=True, commands=["+@all", "-hmget"], keys=["*"])
         store = RedisStore(
             ConnectionPlan(f"redis://{user}:x@{valkey.host}:{valkey.port}/0"), Settings(prefix=user)
         )

@@ -194,6 +194,8 @@ def test_a_living_agent_keeps_its_keys(lab: Lab) -> None:
 
 def test_keeping_makes_no_keys(lab: Lab) -> None:
     """What is gone is not brought back empty."""
+    lab.dies(ALICE)
+    lab.dies(BOB)
     lab.store.keep(ALICE, [lab.task_id])
     assert lab.redis.keys(f"{lab.store.keys.prefix}*") == []
 

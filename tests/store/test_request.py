@@ -10,19 +10,17 @@ from celery_canceltoken.cause import Cause
 from celery_canceltoken.outcome import Ending
 from celery_canceltoken.states import FINAL_STATES, State
 from celery_canceltoken.store.answers import RequestAnswer
-from tests.store.conftest import ALICE, Lab
+from tests.store.conftest import Lab
 
 RANK = ("requeue", "revoke", "delete")
 
 
-def applied(previous: State | None = None, owner: str = "", execution: str = "") -> RequestAnswer:
-    return RequestAnswer(True, "", previous, owner, execution)
+def applied(previous: State | None = None) -> RequestAnswer:
+    return RequestAnswer(True, "", previous)
 
 
-def refused(
-    why: str, previous: State | None = None, owner: str = ALICE, execution: str = "one"
-) -> RequestAnswer:
-    return RequestAnswer(False, why, previous, owner, execution)
+def refused(why: str, previous: State | None = None) -> RequestAnswer:
+    return RequestAnswer(False, why, previous)
 
 
 def test_an_unseen_id_keeps_its_request(lab: Lab) -> None:
@@ -30,8 +28,10 @@ def test_an_unseen_id_keeps_its_request(lab: Lab) -> None:
     assert lab.request() == applied()
     fields = lab.fields
     assert fields.pop("requested_at")
+    assert fields.pop("h0")
     assert fields == {
         "v": "1",
+        "changes": "1",
         "request": "request",
         "kind": "revoke",
         "cause": "REVOKED",
@@ -43,7 +43,7 @@ def test_an_unseen_id_keeps_its_request(lab: Lab) -> None:
 
 def test_an_unseen_id_that_must_exist_is_refused(lab: Lab) -> None:
     """With `must_exist` nothing is written for an unknown id."""
-    assert lab.request(must_exist=True) == refused("unknown", owner="", execution="")
+    assert lab.request(must_exist=True) == refused("unknown")
     assert lab.fields == {}
 
 
@@ -55,9 +55,9 @@ def test_a_request_alone_does_not_make_an_id_exist(lab: Lab) -> None:
 
 
 def test_a_running_task_keeps_its_request(lab: Lab) -> None:
-    """What is asked of a running task is stored, and the answer says who runs it."""
+    """What is asked of a running task is stored, and the answer says that it runs."""
     lab.run("one")
-    assert lab.request(must_exist=True) == applied(State.PROCESSING, ALICE, "one")
+    assert lab.request(must_exist=True) == applied(State.PROCESSING)
     fields = lab.fields
     assert (fields["state"], fields["answer"], fields["previous"]) == ("PROCESSING", "pending", "PROCESSING")
 
@@ -140,7 +140,7 @@ def test_a_state_that_is_not_accepted(lab: Lab, accepted: tuple[State, ...]) -> 
 
 def test_an_unseen_id_is_in_no_state(lab: Lab) -> None:
     """An id without a record is in none of the states that may be accepted."""
-    assert lab.request(from_states=tuple(State)) == refused("state", owner="", execution="")
+    assert lab.request(from_states=tuple(State)) == refused("state")
     assert lab.fields == {}
 
 

@@ -12,7 +12,6 @@ import pytest
 from redis import Redis
 
 from celery_canceltoken.cause import Cancellation, Cause
-from celery_canceltoken.control import request_revoke
 from celery_canceltoken.errors import CancelTokenError, StoreUnavailableError
 from celery_canceltoken.outcome import Ending, rows
 from celery_canceltoken.settings import Settings
@@ -21,6 +20,7 @@ from celery_canceltoken.store import ConnectionPlan, RedisStore
 from celery_canceltoken.store.answers import Claim, ClaimVerdict, Ended, Finish, RequestOrder
 from celery_canceltoken.store.breaker import Breaker
 from tests.store.conftest import ALICE, Lab
+from tests.support.orders import revoke
 from tests.support.proxy import ToxicProxy
 from tests.support.servers import EmbeddedServer
 from tests.support.waiting import wait_until
@@ -172,7 +172,7 @@ def test_a_revoke_is_never_applied_by_a_store_that_is_away(
 ) -> None:
     """A client that cannot reach the store gets an error, not a handle."""
     with pytest.raises(StoreUnavailableError):
-        request_revoke(make_store(frozen_valkey.url, timeout=TIMEOUT), "task-7")
+        revoke(make_store(frozen_valkey.url, timeout=TIMEOUT), "task-7")
 
 
 def test_a_lost_answer_may_be_asked_for_again(make_store: Make, lab: Lab, valkey_proxy: ToxicProxy) -> None:
@@ -425,7 +425,7 @@ def test_many_may_wait_at_once(make_store: Make, lab: Lab) -> None:
     for number in range(8):
         task = lab.other(f"task-{number}")
         task.run("one")
-        handles.append(request_revoke(lab.store, task.task_id))
+        handles.append(revoke(lab.store, task.task_id))
         task.finish("one")
         task.settle("one")
     store = make_store(_url(lab), timeout=0.5, connections=8)

@@ -12,9 +12,9 @@ from celery import Celery
 from redis import Redis, SSLConnection
 
 from celery_canceltoken.configuration import agent_store, body_store, client_store, settings_of
-from celery_canceltoken.control import request_revoke
 from celery_canceltoken.errors import SettingsError
 from celery_canceltoken.store.redis_store import RedisStore
+from tests.support.orders import revoke
 from tests.support.servers import EmbeddedServer, sentinel_for
 from tests.support.workers import unique_name
 
@@ -58,7 +58,7 @@ def where(valkey: EmbeddedServer, prefix: str) -> dict[int, list[str]]:
 def use(store: RedisStore) -> None:
     """Have something written."""
     try:
-        assert request_revoke(store, "7")
+        assert revoke(store, "7")
     finally:
         store.close()
 
@@ -222,7 +222,7 @@ def test_borrowed_credentials_are_used(
                     }
                 )
             )
-            assert request_revoke(store, "7")
+            assert revoke(store, "7")
             users = [client["user"] for client in admin.client_list()]
             assert user in users
             store.close()
