@@ -51,7 +51,10 @@ if again and (record.unkept == 'unreadable' or not (state == 'PROCESSING' and ru
   and redis.call('HEXISTS', KEYS[1], 'message') == 0 then
   return refused('no-message')
 end
+-- A token trips once: a body that has been told of what this overrules will not be told of this.
+local told = ''
 if pending(record) then
+  if record.delivered_at then told = at end
   answer_request(KEYS[1], arg, record, 'overruled', at)
 elseif state == 'FINISHING' and record.request then
   -- Its answer is given, and would be remembered by `settle`, which will find this request in its place.
@@ -62,8 +65,8 @@ elseif state == 'FINISHING' and record.request then
 end
 
 local fields = {v=FORMAT, request=arg.request, kind=kind, cause=arg.cause, reason=arg.reason or '',
-                actor=arg.actor or '', answer='pending', previous=state, requested_at=at, delivered_at='',
-                observed_at='', wanted_eta=arg.wanted_eta or ''}
+                actor=arg.actor or '', answer='pending', previous=state, requested_at=at, delivered_at=told,
+                observed_at='', wanted_eta=arg.wanted_eta or '', completed=''}
 if again and not runs then
   -- Whoever held it before, dead or to be heard of again, has nothing to say in it any more.
   for name, value in pairs({answer='effective', execution='', owner='', value='', error='', row='', pardoned='1'}) do
