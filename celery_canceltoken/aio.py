@@ -107,12 +107,11 @@ class AsyncRequestHandle(Handle):
     """The answer to one order; true if it was applied. For tasks of the event loop that asked."""
 
     def __init__(self, app: Celery, answered: Answered) -> None:
-        super().__init__(answered)
-        self._app = app
+        super().__init__(answered, app)
 
     async def record(self) -> TaskRecord | None:
         """Read the task's record now. Raises StoreUnavailableError, RecordUnreadableError."""
-        return await get_record(self.task_id, app=self._app)
+        return await get_record(self.task_id, app=self.app)
 
     async def wait(self, timeout: float | None = None) -> Outcome:
         """Wait until the order has had its effect, as `RequestHandle.wait` does, with the same errors.
@@ -120,7 +119,7 @@ class AsyncRequestHandle(Handle):
         Cancelling the wait changes nothing about the order.
         """
         deadline = None if timeout is None else time.monotonic() + checked_seconds("timeout", timeout)
-        store = _store_of(self._app)
+        store = _store_of(self.app)
         async with store.end_of(self.task_id) as end:
             while True:
                 outcome = outcome_of(self._answered, await self.record())
@@ -218,7 +217,9 @@ async def withdraw(
 ) -> AsyncRequestHandle:
     """Take back what was asked of a task; see `celery_canceltoken.withdraw`."""
     handle = task_id if isinstance(task_id, Handle) else None
-    app, task = resolve(handle.task_id if handle is not None else task_id, app)
+    if handle is not None:
+        app, task_id = app or handle.app, handle.task_id
+    app, task = resolve(task_id, app)
     request_id = handle.request_id if handle is not None else None
     order = withdraw_order(checked_id(task), request_id, checked_states(from_state))
     return await _one(app, withdraw_steps(_calls(app), order))

@@ -175,7 +175,9 @@ def withdraw(
     by `revoke_workflow` and by `revoke_where` of those still to come stays. Raises as `revoke` does.
     """
     handle = task_id if isinstance(task_id, RequestHandle) else None
-    app, task = resolve(handle.task_id if handle is not None else task_id, app)
+    if handle is not None:
+        app, task_id = app or handle.app, handle.task_id
+    app, task = resolve(task_id, app)
     request_id = handle.request_id if handle is not None else None
     order = withdraw_order(checked_id(task), request_id, checked_states(from_state))
     return _one(app, withdraw_steps(client_store(app).calls, order))
@@ -344,9 +346,9 @@ def _perform(app: Celery, steps: Steps[T]) -> T:
 
 
 def _one(app: Celery, steps: Steps[Answered]) -> RequestHandle:
-    return RequestHandle(client_store(app), _perform(app, steps))
+    return RequestHandle(client_store(app), _perform(app, steps), app)
 
 
 def _several(app: Celery, steps: Steps[list[Answered]]) -> RequestHandles:
     store = client_store(app)
-    return RequestHandles(RequestHandle(store, one) for one in _perform(app, steps))
+    return RequestHandles(RequestHandle(store, one, app) for one in _perform(app, steps))

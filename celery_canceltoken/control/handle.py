@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar, overload
 
 from celery_canceltoken.cause import Cause
 from celery_canceltoken.control.arguments import checked_seconds
@@ -56,8 +56,10 @@ class Outcome:
 class Handle:
     """The answer to one order; true if it was applied."""
 
-    def __init__(self, answered: Answered) -> None:
+    def __init__(self, answered: Answered, app: Any = None) -> None:
         self._answered = answered
+        self.app = app
+        """The Celery app of the task."""
         self.task_id = answered.task_id
         self.request_id = answered.request_id
         self.kind = answered.kind
@@ -81,8 +83,8 @@ class Handle:
 class RequestHandle(Handle):
     """The answer to one order; true if it was applied. May be used from any thread."""
 
-    def __init__(self, store: RedisStore, answered: Answered) -> None:
-        super().__init__(answered)
+    def __init__(self, store: RedisStore, answered: Answered, app: Any = None) -> None:
+        super().__init__(answered, app)
         self._store = store
 
     def record(self) -> TaskRecord | None:

@@ -190,9 +190,9 @@ def withdraw_order(task_id: str, request_id: str | None, from_states: tuple[Stat
 
 def withdraw_steps(calls: Calls, order: WithdrawOrder) -> Steps[Answered]:
     """Take back what was asked of a task, as long as nobody has heeded it."""
-    (answer,) = yield Ask([calls.withdraw(order)])
+    answer, record = yield Ask([calls.withdraw(order), calls.read_or_none(order.task_id)])
     if answer.applied and answer.withdrawn_kind == "delete":
         # Its result says REVOKED since then.
-        yield ForgetResult(order.task_id, None)
+        yield ForgetResult(order.task_id, record.name if record is not None else None)
     refusal = None if answer.applied else _REFUSALS.get(answer.why, answer.why)
     return Answered(order.task_id, order.withdrawal_id, "withdraw", answer.applied, answer.previous, refusal)
