@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -36,7 +36,7 @@ class AsyncStore:
         # As many calls at a time as there are connections: to wait for a turn is no outage. But when one
         # turns out to be, all who wait are told at once, or a crowd would wait one timeout after the other.
         self._turns = asyncio.Semaphore(_CONNECTIONS)
-        self._away = False
+        self._failed_in_a_row = 0
         self._client: Any = plan.async_client(timeout=settings.store_timeout, connections=_CONNECTIONS)
         self._scripts: dict[str, Any] = {
             name: self._client.register_script(script_source(name)) for name in SCRIPTS
@@ -56,29 +56,34 @@ class AsyncStore:
         answers: list[T] = []
         for start in range(0, len(calls), _BATCH):
             batch = calls[start : start + _BATCH]
-            results = await self._in_turn(batch)
+            results = await self._in_turn(lambda batch=batch: self._make_together(batch))  # type: ignore[misc]
             answers += [call.parse(result) for call, result in zip(batch, results, strict=True)]
         return answers
 
     def end_of(self, task_id: str) -> AsyncEndSubscription:
         """Listen for the end of a task. Subscribe first, then read the record: nothing is missed."""
-        client = self._plan.async_client(timeout=self._timeout, connections=1)
-        return AsyncEndSubscription(client, self.calls.keys.stopped(task_id))
+        plan, timeout = self._plan, self._timeout
+        return AsyncEndSubscription(
+            lambda: plan.async_client(timeout=timeout, connections=1),
+            self.calls.keys.stopped(task_id),
+            self._in_turn,
+        )
 
-    async def _in_turn(self, calls: Sequence[Call[Any]]) -> list[Any]:
+    async def _in_turn(self, make: Callable[[], Awaitable[T]]) -> T:
         waits = self._turns.locked()
         async with self._turns:
-            if waits and self._away:
+            if waits and self._failed_in_a_row >= _CONNECTIONS:
                 raise StoreUnavailableError(
                     f"the store at {_where(self._client)} did not answer those who were before this call"
                 )
             try:
-                results = await self._make_together(calls)
+                answer = await make()
             except StoreUnavailableError as error:
-                self._away = not isinstance(error.__cause__, redis.ResponseError)
+                refused = isinstance(error.__cause__, redis.ResponseError)
+                self._failed_in_a_row = 0 if refused else self._failed_in_a_row + 1
                 raise
-            self._away = False
-            return results
+            self._failed_in_a_row = 0
+            return answer
 
     async def _make_together(self, calls: Sequence[Call[Any]]) -> list[Any]:
         pipeline = self._client.pipeline(transaction=False)
@@ -104,11 +109,23 @@ class AsyncStore:
 class AsyncEndSubscription:
     """Hears the announcement of one end, on a connection of its own; an asynchronous context manager."""
 
-    def __init__(self, client: Any, channel: str) -> None:
-        self._client = client
+    def __init__(
+        self,
+        make_client: Callable[[], Any],
+        channel: str,
+        in_turn: Callable[[Callable[[], Awaitable[None]]], Awaitable[None]],
+    ) -> None:
+        self._make_client = make_client
         self._channel = channel
+        self._in_turn = in_turn
 
     async def __aenter__(self) -> AsyncEndSubscription:
+        # In turn with the calls: a crowd that connects all at once would be its own outage.
+        await self._in_turn(self._subscribe)
+        return self
+
+    async def _subscribe(self) -> None:
+        self._client = self._make_client()
         self._pubsub = self._client.pubsub(ignore_subscribe_messages=True)
         try:
             with _Errors(self._client):
@@ -116,7 +133,6 @@ class AsyncEndSubscription:
         except BaseException:
             await self._close()
             raise
-        return self
 
     async def __aexit__(self, *exc: object) -> None:
         await self._close()

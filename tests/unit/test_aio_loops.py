@@ -313,16 +313,16 @@ def test_a_wait_ends_with_its_store(impatient_app: Celery, valkey_proxy: ToxicPr
     asyncio.run(asyncio.wait_for(wait(), 10))
 
 
-def test_a_store_that_is_back_answers_again(impatient_app: Celery, valkey_proxy: ToxicProxy) -> None:
+def test_a_store_that_is_back_answers_again(app: Celery, valkey_proxy: ToxicProxy) -> None:
     """After an outage the same loop's calls work as if nothing had been."""
 
     async def through_an_outage() -> None:
-        await aio.get_record("id", app=impatient_app)
+        await aio.get_record("id", app=app)
         valkey_proxy.cut()
         with pytest.raises(StoreUnavailableError):
-            await aio.get_record("id", app=impatient_app)
+            await aio.get_record("id", app=app)
         valkey_proxy.heal()
-        assert await read_crowd(impatient_app) == [None] * CROWD
+        assert await read_crowd(app) == [None] * CROWD
 
     asyncio.run(through_an_outage())
 
@@ -338,11 +338,20 @@ def test_a_connection_that_was_reset_costs_no_error(app: Celery, valkey_proxy: T
     asyncio.run(around_a_reset())
 
 
-def test_a_crowd_at_a_silent_store_is_told_together(impatient_app: Celery, valkey_proxy: ToxicProxy) -> None:
+@pytest.mark.parametrize("what", ["calls", "waits"])
+def test_a_crowd_at_a_silent_store_is_told_together(
+    impatient_app: Celery, valkey_proxy: ToxicProxy, what: str
+) -> None:
     """However many wait for their turn, an outage costs them one timeout, not one after the other."""
+
+    async def wait() -> list[Any]:
+        waits = [handle.wait(30) for _ in range(CROWD)]
+        return await asyncio.gather(*waits, return_exceptions=True)
+
+    handle = asyncio.run(aio.revoke("id", app=impatient_app))
     valkey_proxy.freeze("down")
     began = time.monotonic()
-    answers = asyncio.run(read_crowd(impatient_app))
+    answers = asyncio.run(read_crowd(impatient_app) if what == "calls" else wait())
     assert {type(answer) for answer in answers} == {StoreUnavailableError}
     # One after the other it would be 25 timeouts.
     assert time.monotonic() - began < 5 * TIMEOUT + SLACK
@@ -411,6 +420,18 @@ def test_a_wait_that_times_out_leaves_nothing(app: Celery, valkey_proxy: ToxicPr
         )
 
     asyncio.run(time_out())
+
+
+def test_a_crowd_of_waits_is_no_outage(make_app: AppFactory) -> None:
+    """Any number of waits may begin at once: that each of them connects takes no one's store timeout."""
+    app = make_app(canceltoken_store_timeout=0.5)
+
+    async def wait() -> set[type]:
+        handle = await aio.revoke("id", app=app)
+        waits = [handle.wait(0) for _ in range(CROWD // 2)]
+        return {type(answer) for answer in await asyncio.gather(*waits, return_exceptions=True)}
+
+    assert asyncio.run(wait()) == {TimeoutError}
 
 
 def test_a_wait_for_nothing_is_refused_as_to_threads(app: Celery, make_app: AppFactory) -> None:
