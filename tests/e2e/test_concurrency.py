@@ -71,6 +71,10 @@ class Order:
     outcome: Outcome | None = None
     """None where it was refused."""
     withdrawn_by_its_owner: bool = False
+    asked_at: float = 0.0
+    answered_at: float = 0.0
+    due: float = 0.0
+    """When a task that was rescheduled is to run; 0 without a time."""
 
     @property
     def kind(self) -> str:
@@ -139,20 +143,23 @@ class Fight:
             return
         reason = f"{what}-{next(self.numbers)}"
         words: dict[str, Any] = {"reason": reason, "app": self.app}
-        taken_back = False
+        taken_back, countdown, asked_at = False, 0.0, time.time()
         if what == "reschedule":
-            handle = reschedule(task_id, countdown=drawn.choice([0.0, 0.2, 0.5]), **words)
+            countdown = drawn.choice([0.0, 0.3, 1.0])
+            handle = reschedule(task_id, countdown=countdown, **words)
         elif what == "withdraw-own":
             handle = drawn.choice([revoke, requeue, revoke])(task_id, **words)
             taken_back = bool(handle) and bool(withdraw(handle, app=self.app))
         else:
             handle = {"requeue": requeue, "revoke": revoke, "delete": delete}[what](task_id, **words)
+        answered_at = time.time()
         try:
             outcome = handle.wait(PATIENCE) if handle else None
         except TimeoutError as error:
             said = f"{reason}, {handle}, {handle.previous}"
             raise TimeoutError(f"{said} brought nothing: {handle.record()}") from error
-        self.orders.append(Order(reason, handle, outcome, taken_back))
+        due = asked_at + countdown if countdown else 0.0
+        self.orders.append(Order(reason, handle, outcome, taken_back, asked_at, answered_at, due))
 
     def summary(self) -> str:
         """How often what was asked, and what came of it."""
@@ -219,6 +226,7 @@ class Case:
         self._check_result()
         for order in self.orders:
             self._check_order(order)
+        self._check_times()
         self._check_number_of_runs()
         return [*self.contradictions, self._story()] if self.contradictions else []
 
@@ -328,6 +336,21 @@ class Case:
             if order.took_effect and order.kind != "requeue" and order.handle.previous in WAITING
         ]
 
+    def _check_times(self) -> None:
+        moves = [order for order in self.orders if order.kind == "requeue" and order.handle]
+        for order in moves:
+            if not (order.due and order.takes_effect_at_once):
+                continue
+            for start in self.starts:
+                if not order.answered_at < start["at"] < order.due - 0.05:
+                    continue
+                others = [
+                    one
+                    for one in moves
+                    if one is not order and one.answered_at > order.asked_at and one.asked_at < start["at"]
+                ]
+                self.demand(others, f"run {start['run']} came before its time", order)
+
     def _check_number_of_runs(self) -> None:
         # Every message that was wanted has either run or been denied; to reschedule what waits makes none.
         sent_again = [
@@ -367,12 +390,10 @@ def _contradictions(fight: Fight) -> list[str]:
         if there != (record.state is state):
             found.append(f"{task_id}: {record.state}, and listed as {state}: {there}")
     states = {task_id: record.state for task_id, record in records.items()}
-    for listed in (
-        list_records(name="contested", limit=10_000, app=app),
-        list_records(limit=10_000, app=app),
-    ):
-        if {one.task_id: one.state for one in listed if one.task_id in records} != states:
-            found.append("a list is another one than the records")
+    for wanted in ({}, {"name": "contested"}):
+        page = list_records(**wanted, limit=10_000, app=app)  # type: ignore[arg-type]
+        if {one.task_id: one.state for one in page if one.task_id in records} != states:
+            found += [f"the list {wanted} is another one than the records"]
     return found
 
 
