@@ -5,6 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from sphinx.pycode import ModuleAnalyzer
+
 import celery_canceltoken
 
 project = "celery_canceltoken"
@@ -36,8 +38,17 @@ _docstrings_of_attributes = {}
 
 
 def setup(app):
+    app.connect("autodoc-process-docstring", _fetch_from_home, priority=300)
     app.connect("autodoc-process-docstring", _put_aside, priority=400)
     app.connect("autodoc-process-docstring", _put_back, priority=600)
+
+
+def _fetch_from_home(_app, what, name, *rest):
+    """Take the docstring of a value from the module that it is loaded from, instead of its class's."""
+    short = name.rpartition(".")[2]
+    if what == "data" and short in celery_canceltoken._HOMES:
+        home = f"celery_canceltoken.{celery_canceltoken._HOMES[short]}"
+        rest[-1][:] = ModuleAnalyzer.for_module(home).find_attr_docs()["", short]
 
 
 def _put_aside(_app, what, name, *rest):

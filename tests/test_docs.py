@@ -30,7 +30,8 @@ FILE = re.compile(
     r"^```\{code-block\} python\n:caption: (?P<name>\w+\.py)\b.*\n\n?(?P<text>(?s:.)*?)^```$", re.M
 )
 SERVER = re.compile(r"redis://localhost:6379/\d+")
-PACKAGE_FILE = re.compile(r"`((?:store|task|worker)/[\w/.]+\.(?:py|lua)|[a-z_]+\.py)`")
+PACKAGE_FILE = re.compile(r"`((?:control|store|task|worker)/[\w/.]+\.(?:py|lua)|[a-z_]+\.py)`")
+FILES_OF_READERS = {"shop.py", "test_shop.py", "web.py"}
 QUICK = ("--concurrency", "2", "--without-gossip", "--without-mingle")
 
 
@@ -122,7 +123,9 @@ def test_every_setting_is_documented_with_its_default() -> None:
     """The table of the settings is the dataclass, no more and no less."""
     documented = {code_of(row[0]): code_of(row[1]) for row in table_headed("settings.md", "setting")}
     actual = {
-        SETTING_PREFIX + field.name: json.dumps(field.default) if field.default else "None"
+        SETTING_PREFIX + field.name: json.dumps(field.default)
+        if isinstance(field.default, str)
+        else repr(field.default)
         for field in fields(Settings)
     }
     assert documented == actual
@@ -149,11 +152,14 @@ def test_the_outcome_table_is_the_outcome_function() -> None:
             assert code_of(cell) == (verdict.state.value if verdict.state else "nothing"), (cause, ending)
             if cause is Cause.REVOKED:
                 assert ("too late" in cell) == (verdict.answer == "too-late"), (cause, ending)
+            assert ("completed" in cell) == verdict.completed, (cause, ending)
 
 
 def cell_name(cell: str) -> str:
     return cell if cell == "none" else code_of(cell)
 
+
+REQUESTED = (Cause.REVOKED, Cause.DELETED, Cause.REQUEUED)
 
 CELERY_ENDINGS = [
     ("raised `Retry`", Ending.RETRIED, (True, False)),
@@ -171,17 +177,50 @@ CELERY_ENDINGS = [
 
 
 def test_the_table_of_celerys_endings_is_the_outcome_function() -> None:
-    """Each row says what `decide` gives with no cause and with REVOKED."""
+    """Each row says what `decide` gives with no cause and with each kind of request."""
     rows = table_headed("travel.md", "the body or its process")
     assert {ending for _, ending, _ in CELERY_ENDINGS} == set(Ending) - dict(OUTCOME_COLUMNS).keys()
     assert len(rows) == len(CELERY_ENDINGS)
     for row, (beginning, ending, observed) in zip(rows, CELERY_ENDINGS, strict=True):
         assert row[0].startswith(beginning)
-        for cell, cause in zip(row[1:], (None, Cause.REVOKED), strict=True):
+        for cell, cause in zip(row[1:], (None, *REQUESTED), strict=True):
             for seen in observed:
                 state = decide(ending, cause, seen).state
                 assert state is not None
                 assert code_of(cell) == state.value, (row[0], cause)
+
+
+ENDINGS_IN_WORDS = {
+    "had not started": [],
+    "had ended": [],
+    "raised `TaskCancelled`": [(Ending.CANCELLED, True)],
+    "raised `TaskCancelled`, or another": [
+        (Ending.CANCELLED, True),
+        (Ending.RAISED, True),
+        (Ending.RAISED, False),
+    ],
+    "returned, having observed": [(Ending.RETURNED, True)],
+    "returned, not having observed": [(Ending.RETURNED, False)],
+    "raised another exception": [(Ending.RAISED, True), (Ending.RAISED, False)],
+    "asked for a retry": [(Ending.RETRIED, True), (Ending.RETRIED, False)],
+    "was replaced by": [(Ending.REPLACED, True), (Ending.REPLACED, False)],
+}
+
+
+@pytest.mark.parametrize(
+    ("page", "heading"),
+    [("guarantees.md", "its body"), ("../README.md", "it was told by a request, and its body")],
+)
+def test_what_delete_and_requeue_come_to_is_the_outcome_function(page: str, heading: str) -> None:
+    """The short tables of both say what `decide` gives."""
+    for row in table_headed(page, heading):
+        words = max((words for words in ENDINGS_IN_WORDS if row[0].startswith(words)), key=len)
+        for cell, cause in zip(row[1:], (Cause.DELETED, Cause.REQUEUED), strict=True):
+            for ending, observed in ENDINGS_IN_WORDS[words]:
+                verdict = decide(ending, cause, observed)
+                assert verdict.state is not None
+                assert code_of(cell) == verdict.state.value, (row[0], cause)
+                assert ("completed" in cell) == verdict.completed, (row[0], cause)
 
 
 def test_every_public_name_has_its_place_in_the_reference() -> None:
@@ -199,6 +238,6 @@ def test_every_script_has_its_place_in_the_reference() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
 def test_the_files_that_a_page_names_exist(page: Path) -> None:
     """A file of the package that moved takes its mentions along."""
-    named = set(PACKAGE_FILE.findall(page.read_text(encoding="utf-8"))) - {"shop.py", "test_shop.py"}
+    named = set(PACKAGE_FILE.findall(page.read_text(encoding="utf-8"))) - FILES_OF_READERS
     missing = {name for name in named if not (PACKAGE / name).exists() and not list(PACKAGE.rglob(name))}
     assert not missing
