@@ -8,6 +8,7 @@ and after it. What must never happen is checked at each step and for the whole.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -28,7 +29,7 @@ from redis import Redis
 from celery_canceltoken.cause import Cancellation, Cause
 from celery_canceltoken.outcome import Ending, rows
 from celery_canceltoken.record import TaskRecord
-from celery_canceltoken.states import FINAL_STATES
+from celery_canceltoken.states import FINAL_STATES, State
 from celery_canceltoken.store import RedisStore
 from celery_canceltoken.store.answers import (
     Claim,
@@ -36,15 +37,20 @@ from celery_canceltoken.store.answers import (
     ClaimVerdict,
     DeliveryVerdict,
     Ended,
+    Enqueued,
     Finish,
     RequestOrder,
+    WithdrawOrder,
 )
-from tests.store.conftest import CAUSES
+from tests.store.conftest import CAUSES, KEPT
 
 T = TypeVar("T")
 Fields = dict[str, str]
 
 FINAL = {state.value for state in FINAL_STATES}
+WAITING = {"ENQUEUED", "SCHEDULED"}
+RANK = ["requeue", "revoke", "delete"]
+LATER = 9_000_000_000_000_000
 AGENTS = ("alice", "bob")
 ANSWERED_AS = {"revoke": "REVOKED", "delete": "DELETED"}
 INDEX = st.integers(min_value=0, max_value=99)
@@ -59,6 +65,8 @@ class Message:
     send: str
     generation: int
     late_ack: bool
+    kept: bool
+    """Its worker keeps it in the record."""
 
 
 @dataclass
@@ -84,6 +92,10 @@ class Body:
         return self.claim.owner
 
 
+def without_answer(answer: object) -> None:
+    """For a call that tells who makes it again that it has been made."""
+
+
 class Protocol(RuleBasedStateMachine):
     """The participants, and what is forbidden to them."""
 
@@ -102,14 +114,27 @@ class Protocol(RuleBasedStateMachine):
         self.messages: list[Message] = []
         self.bodies: list[Body] = []
         self.orders: list[RequestOrder] = []
+        self.unanswered: set[str] = set()
+        """Requests that were applied and whose answer the history has not told yet."""
+        self.to_publish: list[tuple[Message, int]] = []
+        """What somebody is about to send."""
+        self.root = f"root-{Protocol.count}"
+        for agent in AGENTS:
+            self.grant_lease(agent)
         self.seen_dead: list[tuple[Claim, tuple[str, str]]] = []
         self.seen_records: list[TaskRecord] = []
 
     def teardown(self) -> None:
         """Leave the server as it was."""
-        self.redis.delete(self.key)
+        keys = self.store.keys
+        left = [keys.lease(self.owner(agent)) for agent in AGENTS]
+        self.redis.delete(self.key, keys.mark(self.root), *left)
+        self.redis.zrem(keys.outbox, self.task_id)
 
     # -- plumbing
+
+    def grant_lease(self, agent: str) -> None:
+        self.redis.set(self.store.keys.lease(self.owner(agent)), "1", px=600_000)
 
     def name(self, kind: str) -> str:
         self.names += 1
@@ -141,56 +166,166 @@ class Protocol(RuleBasedStateMachine):
         self.check_requests(before, after)
         if before.get("send") == after.get("send") and before.get("generation") and not self.goes_back(after):
             assert int(after["generation"]) >= int(before["generation"]), "the generation went back"
+        if after.get("outbox") and after["outbox"] != before.get("outbox"):
+            self.to_publish.append((self.copy_of(after), int(after["outbox"])))
         return before, after, answer
+
+    def copy_of(self, fields: Fields) -> Message:
+        """What is published of a record that waits in the outbox."""
+        sent = next(message for message in self.messages if message.send == fields["send"])
+        return dataclasses.replace(sent, generation=int(fields["outbox"]))
 
     def goes_back(self, after: Fields) -> bool:
         """The very message that was run is to be delivered again, with the generation that it had."""
         return after.get("state") == "ENQUEUED" and any(
-            body.claim.execution_id == after["execution"] and body.ending is Ending.REJECTED_BACK
+            body.claim.execution_id == after.get("execution") and body.ending is Ending.REJECTED_BACK
             for body in self.bodies
         )
 
     def check_requests(self, before: Fields, after: Fields) -> None:
-        """What was applied stays pending, or is answered, and the answer is true."""
-        if before.get("answer") != "pending":
-            return
-        if after.get("request") != before["request"]:
-            assert (before["kind"], after.get("kind")) == ("revoke", "delete"), "a pending request is lost"
-            assert after["answer"] == "pending"
-            return
-        became = after.get("outcome") or after.get("state")
-        wanted = ANSWERED_AS[before["kind"]]
-        if after["answer"] == "effective":
-            assert became == wanted, "the request is called effective and was not"
-        elif after["answer"] == "too-late":
-            assert became != wanted, "the request is called too late and was not"
+        """What was applied stays in the record until its answer is in the history, and the answer is true."""
+        told = [json.loads(line) for name, line in after.items() if name[0] == "h" and name[1:].isdigit()]
+        for line in told:
+            if line.get("request") in self.unanswered and line["answer"] != "pending":
+                self.unanswered.remove(line["request"])
+                self.check_answer(line, after)
+        for request in self.unanswered:
+            assert after.get("request") == request, "a request that was applied is lost"
+        if before.get("answer") == "pending" and after.get("request") == before["request"]:
+            became = (before["kind"] in ANSWERED_AS and after.get("outcome")) or after.get("state")
+            assert after["answer"] != "pending" or became not in FINAL, "an ended task left it unanswered"
+            if after["answer"] == "effective" and before["kind"] in ANSWERED_AS:
+                assert became == ANSWERED_AS[before["kind"]], "the request is called effective and was not"
+
+    def check_answer(self, line: Fields, after: Fields) -> None:
+        kind, answer, state = line["kind"], line["answer"], line.get("state")
+        if answer == "effective":
+            wanted = {ANSWERED_AS[kind]} if kind in ANSWERED_AS else {*WAITING, "PROCESSING"}
+            assert state in wanted, "the request is called effective and was not"
+        elif answer == "too-late":
+            assert state != ANSWERED_AS.get(kind), "the request is called too late and was not"
+        elif answer == "overruled":
+            assert RANK.index(after["kind"]) > RANK.index(kind), "overruled by what wants no more"
         else:
-            assert after["answer"] == "pending"
-            assert after.get("state") in (None, "ENQUEUED", "PROCESSING"), "an ended task left it unanswered"
+            assert answer == "withdrawn"
+            assert after["request"] == line["request"]
 
     # -- clients
 
-    @initialize(late_ack=st.booleans())
-    def send(self, late_ack: bool) -> None:
-        self.messages.append(Message(self.name("send"), 0, late_ack))
+    @initialize(late_ack=st.booleans(), kept=st.booleans())
+    def send(self, late_ack: bool, kept: bool) -> None:
+        self.messages.append(Message(self.name("send"), 0, late_ack, kept))
 
     @precondition(lambda self: len({message.send for message in self.messages}) < 3)
-    @rule(late_ack=st.booleans())
-    def send_again(self, late_ack: bool) -> None:
-        self.messages.append(Message(self.name("send"), 0, late_ack))
+    @rule(late_ack=st.booleans(), kept=st.booleans())
+    def send_again(self, late_ack: bool, kept: bool) -> None:
+        self.messages.append(Message(self.name("send"), 0, late_ack, kept))
+
+    @rule(index=INDEX, twice=TWICE)
+    def track(self, index: int, twice: bool) -> None:
+        """The sender of a message writes down that it waits; perhaps late."""
+        message = self.messages[index % len(self.messages)]
+        if message.generation:
+            return
+        fields = {"send": message.send, "generation": 0, "name": "shop.export", "root": self.root}
+        call = self.store.calls.enqueue(self.task_id, fields, KEPT if message.kept else "")
+        before, after, _ = self.step(lambda: without_answer(self.store.ask(call)), twice)
+        state = before.get("state")
+        if state is None or (state in FINAL and before["send"] != message.send):
+            assert (after["state"], after["send"]) == ("ENQUEUED", message.send)
+        else:
+            assert after == before, "a sender knew better than a worker"
+
+    def order(self, kind: str, wanted_eta: int | None = None) -> RequestOrder:
+        name = self.name("request")
+        why = Cancellation(CAUSES[kind], f"by {self.names}", "me")
+        self.orders.append(RequestOrder(self.task_id, name, kind, why, wanted_eta=wanted_eta))
+        return self.orders[-1]
 
     @rule(kind=st.sampled_from(["revoke", "delete"]), twice=TWICE)
     def request(self, kind: str, twice: bool) -> None:
-        order = RequestOrder(
-            self.task_id, self.name("request"), kind, Cancellation(CAUSES[kind], f"by {self.names}", "me")
-        )
-        self.orders.append(order)
+        order = self.order(kind)
         before, after, answer = self.step(lambda: self.store.request(order), twice)
         if answer.applied:
+            self.unanswered.add(order.request_id)
             assert (after["request"], after["answer"]) == (order.request_id, "pending")
-            assert before.get("state") in (None, "ENQUEUED", "PROCESSING")
+            assert before.get("state") in (None, "PROCESSING", *WAITING)
         else:
             assert after == before, "a refused request has changed something"
+
+    @rule(at_a_time=st.booleans(), twice=TWICE)
+    def requeue(self, at_a_time: bool, twice: bool) -> None:
+        """Somebody wants it to run again, at once or at a time."""
+        order = self.order("requeue", LATER + self.names if at_a_time else None)
+        before, after, answer = self.step(lambda: self.store.request(order), twice)
+        if not answer.applied:
+            assert after == before, "a refused request has changed something"
+            return
+        state = before["state"]
+        runs = state == "FINISHING" or (state == "PROCESSING" and self.lives(before["owner"]))
+        assert state not in WAITING or at_a_time, "what waits was sent again"
+        assert (answer.outbox is None) == runs
+        if runs:
+            self.unanswered.add(order.request_id)
+            assert (after["state"], after["answer"]) == (state, "pending")
+            return
+        assert after["state"] == ("SCHEDULED" if at_a_time else "ENQUEUED")
+        assert after["answer"] == "effective"
+        assert answer.outbox == Enqueued(int(before["generation"]) + 1, order.wanted_eta)
+        assert "message" in after, "there is nothing to send"
+        assert {"execution", "owner", "eta" if not at_a_time else "wanted_eta"} & set(after) == set()
+
+    @rule(by_id=st.booleans(), index=INDEX, twice=TWICE)
+    def withdraw(self, by_id: bool, index: int, twice: bool) -> None:
+        """Somebody takes back what is pending, or one request of many."""
+        wanted = self.orders[index % len(self.orders)].request_id if by_id and self.orders else None
+        order = WithdrawOrder(self.task_id, self.name("withdrawal"), wanted)
+        call = self.store.calls.withdraw(order)
+        before, after, answer = self.step(lambda: self.store.ask(call), twice)
+        assert answer.applied == (
+            before.get("answer") == "pending"
+            and "delivered_at" not in before
+            and before.get("state") in (None, "PROCESSING", *WAITING)
+            and wanted in (None, before["request"])
+        )
+        if answer.applied:
+            assert after["answer"] == "withdrawn"
+            assert after.get("state") == before.get("state")
+        else:
+            assert after == before, "a refused withdrawal has changed something"
+
+    @rule(kind=st.sampled_from(["revoke", "delete"]))
+    def mark(self, kind: str) -> None:
+        """Somebody asks something of the whole workflow; rarely, or nothing would ever run."""
+        if self.names % 4 == 0:
+            call = self.store.calls.mark(self.root, self.name("mark"), kind, Cancellation(CAUSES[kind]))
+            self.store.ask(call)
+
+    @precondition(lambda self: self.to_publish)
+    @rule(index=INDEX, lost=st.sampled_from(["", "message", "word"]), twice=TWICE)
+    def publish(self, index: int, lost: str, twice: bool) -> None:
+        """Whoever is to send a message does, or dies before it, or before it can say so."""
+        message, generation = self.to_publish.pop(index % len(self.to_publish))
+        if lost == "message":
+            return
+        self.messages.append(message)
+        if lost == "word":
+            return
+        call = self.store.calls.published(self.task_id, generation)
+        before, after, _ = self.step(lambda: without_answer(self.store.ask(call)), twice)
+        waited = before.get("outbox") == str(generation)
+        assert after == ({**before} if not waited else {k: v for k, v in before.items() if k != "outbox"})
+
+    @rule()
+    def look_into_the_outbox(self) -> None:
+        """Another agent finds what was to be sent."""
+        waiting, _ = self.store.outbox_of(self.task_id)
+        if waiting is None:
+            before = self.fields
+            self.store.published(self.task_id, -1)
+            assert self.fields == before
+        else:
+            self.to_publish.append((self.copy_of(self.fields), waiting.generation))
 
     @precondition(lambda self: self.orders)
     @rule(index=INDEX)
@@ -218,7 +353,11 @@ class Protocol(RuleBasedStateMachine):
             name="shop.export",
             takes_token=True,
             late_ack=copy.late_ack,
+            root=self.root,
         )
+
+    def message_of(self, claim: Claim) -> str:
+        return KEPT if any(one.send == claim.send and one.kept for one in self.messages) else ""
 
     @precondition(lambda self: self.alive)
     @rule(message=INDEX, agent=INDEX, redelivered=st.booleans(), twice=TWICE)
@@ -246,14 +385,19 @@ class Protocol(RuleBasedStateMachine):
             self.try_to_start(claim, dead, twice)
 
     def try_to_start(self, claim: Claim, dead: tuple[str, str], twice: bool) -> ClaimAnswer:
-        before, after, answer = self.step(lambda: self.store.claim(claim, take_over_from=dead), twice)
+        marked = bool(self.redis.exists(self.store.keys.mark(self.root)))
+        before, after, answer = self.step(
+            lambda: self.store.claim(claim, message=self.message_of(claim), take_over_from=dead), twice
+        )
         state = before.get("state")
         same_send = before.get("send") == claim.send
         if answer.verdict not in (ClaimVerdict.RUN, ClaimVerdict.DENIED):
             assert after == before, "a claim that was turned down has changed something"
             return answer
         assert after["execution"] == claim.execution_id
-        pending = before.get("answer") == "pending"
+        pending = before.get("answer") == "pending" and before["kind"] != "requeue"
+        pardoned = "pardoned" in before and same_send
+        pending = pending or (marked and not pardoned)
         assert (answer.verdict is ClaimVerdict.DENIED) == pending, (
             "denied without a request, or run despite one"
         )
@@ -298,17 +442,14 @@ class Protocol(RuleBasedStateMachine):
 
     def write_again(self, body: Body, twice: bool) -> None:
         """Nobody runs the id: the agent has the body recorded, or learns that it is not wanted."""
-        fields = self.fields
-        if fields.get("state") == "ENQUEUED" and fields["send"] != body.claim.send:
-            # What the body retries is lost then: a known bug, in test_finish.
-            return
         claim = dataclasses.replace(body.claim, generation=body.generation)
         before, after, answer = self.step(
             lambda: self.store.claim(claim, running_attempt=body.attempt), twice
         )
         if answer.verdict is ClaimVerdict.RUN:
-            assert before.get("state") in (None, "ENQUEUED", *FINAL)
+            assert before.get("state") in (None, *WAITING, *FINAL)
             assert before.get("state") not in FINAL or before["send"] != claim.send, "it was taken back"
+            assert answer.generation == body.generation, "the body does not know its generation"
             assert after["execution"] == claim.execution_id
             body.was_owner = True
         else:
@@ -334,7 +475,8 @@ class Protocol(RuleBasedStateMachine):
         free = [body for body in self.running() if body.cause is None and not body.has_sent_retry]
         body = free[index % len(free)]
         body.has_sent_retry = True
-        self.messages.append(Message(body.claim.send, body.generation + 1, body.claim.late_ack))
+        kept = bool(self.message_of(body.claim))
+        self.messages.append(Message(body.claim.send, body.generation + 1, body.claim.late_ack, kept))
 
     @precondition(lambda self: self.running())
     @rule(
@@ -376,12 +518,17 @@ class Protocol(RuleBasedStateMachine):
         assert answer.verdict.state is not None
         if before.get("execution") != mine:
             assert body.unclaimed, "a stranger has written"
-            assert before.get("state") in (None, "ENQUEUED", *FINAL), "a stranger has overrun the owner"
+            assert before.get("state") in (None, *WAITING, *FINAL), "a stranger has overrun the owner"
             assert before.get("state") not in FINAL or before["send"] != body.claim.send, "an end has changed"
         elif before["state"] != "PROCESSING":
             assert after == before, "an end was decided twice"
             return
-        assert (after.get("outcome") or after["state"]) == answer.verdict.state.value
+        became = after.get("outcome") or after["state"]
+        assert became == answer.verdict.state.value or (became, answer.verdict.state) == (
+            "SCHEDULED",
+            State.ENQUEUED,
+        )
+        assert (answer.outbox is not None) == ("outbox" in after)
 
     def unsettled(self) -> list[Body]:
         return [
@@ -407,9 +554,14 @@ class Protocol(RuleBasedStateMachine):
         execution = body.claim.execution_id
         body.settled = True
         batch = [Ended(execution, self.task_id)]
-        before, after, _ = self.step(lambda: self.store.settle(body.owner, batch), twice)
+        before, after, _ = self.step(lambda: without_answer(self.store.settle(body.owner, batch)), twice)
         if before.get("state") == "FINISHING" and before.get("execution") == execution:
-            assert after["state"] == before["outcome"]
+            if before.get("answer") == "pending":
+                assert after["state"] in WAITING
+                assert int(after["outbox"]) == int(before["generation"]) + 1
+            else:
+                assert after["state"] == before["outcome"]
+                assert after["state"] != "DELETED" or not {"message", "value", "error"} & set(after)
         else:
             assert after == before, "somebody else's record was settled"
 
@@ -420,6 +572,7 @@ class Protocol(RuleBasedStateMachine):
     def lose_lease(self, agent: str) -> None:
         """The worker dies, or is cut off; its bodies may run on."""
         self.alive.discard(agent)
+        self.redis.delete(self.store.keys.lease(self.owner(agent)))
 
     @rule(agent=st.sampled_from(AGENTS), twice=TWICE)
     def come_back(self, agent: str, twice: bool) -> None:
@@ -428,6 +581,7 @@ class Protocol(RuleBasedStateMachine):
             return
         self.incarnations[agent] += 1
         self.alive.add(agent)
+        self.grant_lease(agent)
         new = self.owner(agent)
         for body in self.running():
             if body.owner.partition(".")[0] != agent:
@@ -464,7 +618,11 @@ class Protocol(RuleBasedStateMachine):
             twice,
         )
         if answer is None:
-            assert after == before, "a recovery that was turned down has changed something"
+            sent_again = after.get("state") in WAITING and before.get("state") == "PROCESSING"
+            assert after == before or sent_again, "a recovery that was turned down has changed something"
+            if sent_again:
+                assert (before["kind"], before["answer"]) == ("requeue", "pending")
+                assert not self.lives(before["owner"]), "a living owner was recovered from"
             return
         assert not self.lives(before["owner"]), "a living owner was recovered from"
         assert before["state"] in ("PROCESSING", "FINISHING")
@@ -488,17 +646,41 @@ class Protocol(RuleBasedStateMachine):
                 if other is body or other.unclaimed
             )
             if self.lives(body.owner) and believes and not followed:
-                assert fields["execution"] == body.claim.execution_id, "two living executions"
+                assert fields.get("execution") == body.claim.execution_id, "two living executions"
 
     @invariant()
     def what_waits_is_on_its_way(self) -> None:
-        """An id that waits for its message has one that it would let run."""
+        """An id that waits for its message has one that it would let run, or is in the outbox."""
         fields = self.fields
-        if fields.get("state") == "ENQUEUED":
+        if fields.get("outbox"):
+            assert fields["state"] in WAITING, "nobody waits for what is to be sent"
+            assert self.redis.zscore(self.store.keys.outbox, self.task_id), "the outbox has forgotten it"
+        elif fields.get("state") in WAITING:
             known = int(fields["generation"])
             assert any(
                 message.send == fields["send"] and message.generation >= known for message in self.messages
             ), "the task is lost"
+
+    @invariant()
+    def history_is_in_order(self) -> None:
+        """The last 20 changes, each in its place."""
+        fields = self.fields
+        changes = int(fields.get("changes", 0))
+        lines = {name: json.loads(line) for name, line in fields.items() if name[0] == "h" and name != "h"}
+        assert lines.keys() == {f"h{number % 20}" for number in range(changes)}
+        assert sorted(line["n"] for line in lines.values()) == list(range(max(0, changes - 20), changes))
+        times = [line["at"] for line in sorted(lines.values(), key=lambda line: line["n"])]
+        assert times == sorted(times)
+
+    @invariant()
+    def record_and_lists_agree(self) -> None:
+        """The id is in the list of its state, and in no other state's."""
+        keys, state = self.store.keys, self.fields.get("state")
+        pipeline = self.redis.pipeline()
+        for one in State:
+            pipeline.zscore(keys.listed("state", one.value), self.task_id)
+        listed = [one.value for one, score in zip(State, pipeline.execute(), strict=True) if score]
+        assert listed == ([state] if state else [])
 
 
 @pytest.mark.timeout(600)  # For making a failure short enough to be read; without one it takes seconds.
@@ -507,7 +689,7 @@ def test_nothing_forbidden_happens(store: RedisStore, redis: Redis) -> None:
     run_state_machine_as_test(
         lambda: Protocol(store, redis),
         settings=settings(
-            max_examples=100,
+            max_examples=60,
             stateful_step_count=50,
             deadline=None,
             suppress_health_check=list(HealthCheck),

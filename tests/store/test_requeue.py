@@ -220,6 +220,15 @@ def test_a_requeued_task_shows_nothing_of_its_former_end(lab: Lab) -> None:
     assert {"value", "error", "outcome", "row", "denied"} & set(lab.fields) == set()
 
 
+def test_a_task_whose_deletion_is_being_written_is_gone(lab: Lab) -> None:
+    """What was deleted is not brought back by a requeue that comes just before its message is removed."""
+    lab.run("one", message=KEPT)
+    lab.request("delete", "first")
+    lab.finish("one", Ending.CANCELLED, cause=Cause.DELETED, observed=True)
+    with lab.unchanged():
+        assert lab.request("requeue", "second") == refused("no-message", State.FINISHING)
+
+
 # Twice.
 
 
@@ -412,8 +421,6 @@ def test_the_old_execution_is_told_nothing_but_that(lab: Lab, meet: Callable[[La
 def test_the_old_execution_does_not_write_itself_again(lab: Lab, meet: Callable[[Lab], None]) -> None:
     """A body that believes its record lost does not get it back."""
     meet(lab)
-    if lab.state == "ENQUEUED":
-        lab.published(1)
     with lab.unchanged():
         answer = lab.claim("one", running_attempt=1)
     assert answer.verdict in (ClaimVerdict.SKIP, ClaimVerdict.OWNED)
@@ -536,7 +543,8 @@ def test_each_copy_of_a_waiting_task(
 def test_a_new_send_of_a_requeued_id_has_a_new_life(lab: Lab) -> None:
     """Sent again on purpose, the id's copies that wait are of the old life."""
     lab.requeued()
-    assert lab.claim("two", send="again") == ClaimAnswer(ClaimVerdict.RUN, attempt=1, generation=1)
+    assert lab.claim("two", send="again") == ClaimAnswer(ClaimVerdict.RUN, attempt=1, generation=0)
+    assert "outbox" not in lab.fields
 
 
 # Rank.

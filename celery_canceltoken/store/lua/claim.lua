@@ -130,9 +130,10 @@ end
 if WAITING[state] then
   -- What waits in the outbox is carried out by any copy; but not before its time, where there is a message
   -- for the right time.
-  local any_copy = record.outbox and not (record.eta and redis.call('HEXISTS', KEYS[1], 'message') == 1)
+  -- Nor is what runs already such a copy: it is what the requeue has taken the id from.
+  local any_copy = running == 0 and record.outbox and not (record.eta and redis.call('HEXISTS', KEYS[1], 'message') == 1)
   if same_send and generation < known and not any_copy then return {'skip', 'stale'} end
-  return start(math.max(known, generation), not same_send)
+  return start(same_send and math.max(known, generation) or generation, not same_send)
 end
 
 if state == 'PROCESSING' then

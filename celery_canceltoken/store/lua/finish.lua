@@ -21,7 +21,7 @@ local lost = not record.state
 local unclaimed = arg.unclaimed and record.execution ~= arg.execution and (
   (WAITING[record.state] and not (same_send and arg.generation < known))
   or (FINAL[record.state] and not (same_send and afresh.send ~= '')))
-local emptied = false
+local emptied, former = false, record.state
 if lost or unclaimed then
   -- Data loss or eviction, not a cancellation; or nobody else's: what is known of the task is written again.
   emptied = FINAL[record.state]
@@ -46,6 +46,7 @@ if row.state == '' then return {'superseded'} end
 if lost or unclaimed then
   if emptied then redis.call('DEL', KEYS[1]) end
   write(KEYS[1], afresh)
+  if former then redis.call('ZREM', list_key(arg.prefix, 'state', former), arg.task) end
   redis.call('SADD', KEYS[2], arg.task)
   keep_for(KEYS[2], arg.ttl)
 end

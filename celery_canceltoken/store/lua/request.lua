@@ -44,6 +44,9 @@ elseif state == 'FINISHING' then
   return refused('finishing')
 end
 
+-- The message of a deleted task goes with it, as soon as its end is written.
+if again and record.outcome == 'DELETED' then return refused('no-message') end
+
 local at = now()
 local lost = state == 'PROCESSING' and redis.call('EXISTS', arg.prefix .. ':lease:' .. (record.owner or '')) == 0
 local runs = RUNNING[state] and not lost
