@@ -77,7 +77,7 @@ class TaskRecord:
     value: str | None
     """JSON of what a revoked body returned, where it returned something that fits."""
     error: str | None
-    """What a revoked body raised instead of TaskCancelled."""
+    """What the body raised, where that was not TaskCancelled; or how it was lost."""
     queue: str | None
     """The routing key that its message came with, which on most brokers is its queue."""
     root_id: str | None
@@ -85,7 +85,10 @@ class TaskRecord:
     eta: datetime | None
     """When it is to run, where that was asked for and has not happened yet."""
     message_not_kept: str | None
-    """Why it cannot be requeued once it has ended; None where its message is kept, or not seen yet."""
+    """Why its message was not kept when it was claimed: `setting`, `too-large`, `not-json` or `unreadable`.
+
+    None where it was, though that of a success may be gone by now, and where no worker has seen it yet.
+    """
     started_at: datetime | None
     requested_at: datetime | None
     delivered_at: datetime | None

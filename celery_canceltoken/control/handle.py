@@ -27,7 +27,7 @@ class Outcome:
 
     task_id: str
     state: State | None
-    """The state the task came to by it. None where its record has expired."""
+    """The state the task came to by it. None where no worker had claimed it, or its record has expired."""
     cause: Cause | None
     reason: str | None
     actor: str | None
