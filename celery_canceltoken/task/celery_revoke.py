@@ -77,15 +77,26 @@ def _on_worker_init(sender: Any, **_: Any) -> None:
 
 
 def _listened_to(command: Command, listen: Command) -> Command:
-    """Return *command* with *listen* called before it: Celery's may take its time with a result backend."""
+    """Return *command* with *listen* called beside it."""
 
-    @functools.wraps(command)
-    def listened_to(state: Any, *args: Any, **kwargs: Any) -> Any:
+    def tell(state: Any, *args: Any, **kwargs: Any) -> None:
         try:
             listen(state, *args, **kwargs)
         except Exception:
             # Celery's command is not ours to break.
             logger.exception("tokens were not told of Celery's command %s", command.__name__)
+
+    @functools.wraps(command)
+    def listened_to(state: Any, *args: Any, **kwargs: Any) -> Any:
+        if listen is _on_terminate or kwargs.get("terminate"):
+            # A body that heeded before Celery comes to terminate it would be killed for it, or whatever its
+            # process does next. Celery's way leads through our request, which does both in order.
+            try:
+                return command(state, *args, **kwargs)
+            finally:
+                tell(state, *args, **kwargs)
+        # Celery's command may take its time with a result backend.
+        tell(state, *args, **kwargs)
         return command(state, *args, **kwargs)
 
     setattr(listened_to, _LISTENS, True)

@@ -10,6 +10,7 @@ from billiard.einfo import ExceptionWithTraceback  # type: ignore[attr-defined]
 from celery import signals
 from celery.concurrency.base import BasePool
 from celery.exceptions import Terminated, WorkerLostError
+from celery.worker import state as worker_state
 from celery.worker.request import Request
 
 from celery_canceltoken.outcome import Ending
@@ -76,10 +77,10 @@ class CancellableRequest(Request):
         agent.dropped(Dropped(claim, keeping.text, cancellation))
 
     def terminate(self, pool: Any, signal: Any = None) -> None:
-        """Celery's `terminate=True`: a running body is asked by its token first, and killed after the grace.
+        """Celery's `terminate=True`: a body is asked by its token first, and killed after the grace.
 
-        What has not started is terminated as Celery does. Where the pool cannot terminate, the token is
-        all there is.
+        What the pool has not accepted is Celery's. Where the pool cannot terminate, the token is all
+        there is.
         """
         agent = self._agent()
         executions = agent.cancel(self.id, TERMINATED) if agent is not None else []
@@ -89,10 +90,11 @@ class CancellableRequest(Request):
                 self.name,
                 self.id,
             )
-        elif agent is None or not executions or not self.time_start or not agent.settings.terminate_grace:
+        elif agent is None or not self.time_start or not agent.settings.terminate_grace:
             super().terminate(pool, signal)
             self._note_termination(pool)
         else:
+            # Nothing that runs may also mean that the body has ended just now, and Celery is to hear of it.
             agent.later(
                 agent.settings.terminate_grace,
                 lambda: self._terminate_unheeding(agent, executions, pool, signal),
@@ -101,7 +103,8 @@ class CancellableRequest(Request):
     def _terminate_unheeding(
         self, agent: Agent, executions: list[LiveExecution], pool: Any, signal: Any
     ) -> None:
-        if any(agent.runs(execution) for execution in executions):
+        ended = executions and not any(agent.runs(execution) for execution in executions)
+        if self in worker_state.active_requests and not ended:
             logger.warning(
                 "task %s[%s] did not stop within %s s of being told to: terminated",
                 self.name,

@@ -78,6 +78,30 @@ def test_terminate_is_a_command_of_its_own(agents: dict[tuple[int, str], Agent])
     assert words(agents[id(APP), "first@here"]) == [("a", "terminated")]
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "order"),
+    [
+        ("revoke", {"task_id": "a"}, ["told", "command"]),
+        ("revoke", {"task_id": "a", "terminate": True}, ["command", "told"]),
+        ("terminate", {"task_id": "a", "signal": "KILL"}, ["command", "told"]),
+    ],
+)
+def test_who_is_first(
+    agents: dict[tuple[int, str], Agent],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    arguments: Any,
+    order: Any,
+) -> None:
+    """Tokens trip at once, but not before Celery has asked our request to terminate."""
+    seen: list[str] = []
+    monkeypatch.setattr(Agent, "cancel", lambda *_: seen.append("told"))
+    monkeypatch.setattr(Panel, "data", {one: lambda *_, **__: seen.append("command") for one in COMMANDS})
+    celery_revoke._on_worker_init(SimpleNamespace(app=APP))
+    call(name, **arguments)
+    assert seen == order
+
+
 def test_the_agent_is_the_commanded_workers(agents: dict[tuple[int, str], Agent]) -> None:
     """Of several workers in a process, each hears its own commands; one without an agent is no trouble."""
     call("revoke", app=OTHER_APP, hostname="second@here", task_id="a")
