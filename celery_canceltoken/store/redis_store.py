@@ -251,8 +251,13 @@ class RedisStore:
         return bool(self._call(lambda: self._client.set(lease, "1", px=self._lease_ttl, xx=True)))
 
     def keep(self, owner: str, task_ids: Sequence[str]) -> None:
-        """Push the expiry of an agent's own keys, and of the records it works on, away again."""
+        """Push the expiry of an agent's own keys, and of the records it works on, away again.
+
+        And of the list in which they are found: where nothing else happens for long, nobody writes to it.
+        """
         records = [self.keys.record(task_id) for task_id in task_ids]
+        if records:
+            records.append(self.keys.listed("state", "PROCESSING"))
         self._run("keep", [*self._agent_keys(owner), *records], {"ttl": self._record_ttl})
 
     def retire(self, owner: str) -> None:

@@ -8,7 +8,7 @@ from celery_canceltoken.cause import Cause
 from celery_canceltoken.outcome import Ending
 from celery_canceltoken.settings import Settings
 from celery_canceltoken.store import RedisStore
-from tests.store.conftest import ALICE, BOB, Lab
+from tests.store.conftest import ALICE, BOB, KEPT, Lab
 
 RECORD, REQUEST = 100.0, 1000.0
 """Seconds; what `settings` in `conftest` says."""
@@ -243,6 +243,12 @@ def test_all_keys_are_the_prefixes(store: RedisStore) -> None:
         keys.owned(ALICE),
         keys.owners,
         keys.stopped("7"),
+        keys.mark("7"),
+        keys.members("7"),
+        keys.standing_orders,
+        keys.outbox,
+        keys.listed("state", "7"),
+        keys.listed("name", "7"),
     ]
     assert all(name.startswith(f"{keys.prefix}:") for name in names)
     assert len(set(names)) == len(names)
@@ -254,3 +260,132 @@ def test_keeping_does_not_shorten_a_requests_time(lab: Lab) -> None:
     lab.request()
     lab.store.keep(ALICE, [lab.task_id])
     assert lab.ttl == about(REQUEST)
+
+
+# What waits, and what is asked of those to come.
+
+
+@pytest.mark.parametrize("way", ["tracked", "retried", "requeued", "rescheduled"])
+def test_what_waits_for_its_message_is_kept_as_long_as_a_request(lab: Lab, way: str) -> None:
+    """A task that is in its queue for days has a record when a worker comes to it."""
+    if way == "tracked":
+        lab.enqueue()
+    elif way == "retried":
+        lab.enqueued(1)
+    else:
+        lab.final(Ending.RAISED, message=KEPT)
+        lab.request("requeue", wanted_eta=1 if way == "rescheduled" else None)
+    assert lab.ttl == about(REQUEST)
+
+
+def test_leaving_a_final_state_keeps_the_record(lab: Lab) -> None:
+    """A record that was about to expire is not lost when its task is requeued."""
+    lab.final(Ending.RAISED, message=KEPT)
+    lab.redis.pexpire(lab.key, 5_000)
+    lab.request("requeue")
+    assert lab.ttl == about(REQUEST)
+
+
+def test_a_new_life_of_an_ended_id_keeps_the_record(lab: Lab) -> None:
+    """So when it is sent again."""
+    lab.final()
+    lab.redis.pexpire(lab.key, 5_000)
+    lab.run("two", send="again")
+    assert lab.ttl == about(RECORD)
+
+
+FAR = 5000.0
+"""Seconds; further ahead than anything is kept."""
+
+
+def ahead(lab: Lab) -> int:
+    return int(lab.redis.time()[0] + FAR) * 1_000_000
+
+
+@pytest.mark.parametrize("way", ["tracked", "rescheduled", "finished", "settled", "recovered"])
+def test_what_waits_for_a_time_is_kept_until_then(lab: Lab, way: str) -> None:
+    """And for the time that a record is kept after that."""
+    if way == "tracked":
+        lab.enqueue(eta=str(ahead(lab)))
+    elif way == "rescheduled":
+        lab.final(Ending.RAISED, message=KEPT)
+        lab.request("requeue", wanted_eta=ahead(lab))
+    else:
+        lab.run("one", message=KEPT)
+        if way == "settled":
+            lab.finish("one")
+        lab.request("requeue", wanted_eta=ahead(lab))
+        if way == "finished":
+            lab.finish("one", Ending.CANCELLED, cause=Cause.REQUEUED, observed=True)
+        elif way == "settled":
+            lab.settle()
+        else:
+            lab.recover()
+    assert lab.state == "SCHEDULED"
+    assert lab.ttl == about(FAR + RECORD)
+
+
+def test_a_request_of_what_waits_for_a_time_is_kept_beyond_it(lab: Lab) -> None:
+    """A request never expires before the task to which it was made may start."""
+    lab.enqueue(eta=str(ahead(lab)))
+    lab.request()
+    assert lab.ttl == about(FAR + REQUEST)
+
+
+def test_a_time_that_is_over_prolongs_nothing(lab: Lab) -> None:
+    """An eta in the past is as good as none."""
+    lab.enqueue(eta="1")
+    assert lab.ttl == about(REQUEST)
+
+
+def test_an_end_is_kept_for_the_records_time(lab: Lab) -> None:
+    """However long the task had waited before."""
+    lab.enqueue(eta=str(ahead(lab)))
+    lab.run("one")
+    lab.finish("one")
+    lab.settle()
+    assert lab.ttl == about(RECORD)
+
+
+def test_marks_and_members_are_kept_as_long_as_a_request(lab: Lab) -> None:
+    """What is asked of a workflow waits as long for its tasks as what is asked of one task."""
+    lab.mark()
+    lab.other("sent").enqueue(root="root")
+    lab.other("denied").claim("one", root="root")
+    assert ttl(lab, lab.store.keys.mark("root")) == about(REQUEST)
+    assert ttl(lab, lab.store.keys.members("root")) == about(REQUEST)
+
+
+def test_standing_orders_are_kept_as_long_as_the_longest(lab: Lab) -> None:
+    """A short one does not end those that were given before."""
+    lab.stand("long", name="shop.export", seconds=600)
+    lab.stand("short", name="shop.export", seconds=60)
+    assert ttl(lab, lab.store.keys.standing_orders) == about(600)
+
+
+def test_the_outbox_is_kept_as_long_as_what_is_in_it(lab: Lab) -> None:
+    """What is to be sent is found until its record is gone."""
+    lab.requeued()
+    assert ttl(lab, lab.store.keys.outbox) == about(REQUEST)
+    other = lab.other("other")
+    other.final(Ending.RAISED, message=KEPT)
+    other.request("requeue", wanted_eta=ahead(lab))
+    assert ttl(lab, lab.store.keys.outbox) == about(FAR + RECORD)
+
+
+def test_lists_are_kept_as_long_as_what_is_in_them(lab: Lab) -> None:
+    """By state, name and worker."""
+    lab.run("one")
+    keys = lab.store.keys
+    for field, value in (("state", "PROCESSING"), ("name", "shop.export"), ("worker", "celery@alice")):
+        assert ttl(lab, keys.listed(field, value)) == about(RECORD)
+    lab.other("other").enqueue(eta=str(ahead(lab)))
+    assert ttl(lab, keys.listed("state", "SCHEDULED")) == about(FAR + RECORD)
+    assert ttl(lab, keys.listed("name", "shop.export")) == about(FAR + RECORD)
+
+
+def test_a_list_is_not_cut_short_by_what_enters_it_later(lab: Lab) -> None:
+    """The longest that was promised holds."""
+    lab.enqueue(eta=str(ahead(lab)))
+    lab.other("other").run("one")
+    assert ttl(lab, lab.store.keys.listed("name", "shop.export")) == about(FAR + RECORD)

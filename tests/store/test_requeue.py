@@ -240,6 +240,15 @@ def test_the_same_requeue_gets_the_same_answer(lab: Lab) -> None:
         assert lab.request("requeue") == first
 
 
+def test_a_revoke_of_what_waits_to_be_sent_gets_the_same_answer(lab: Lab) -> None:
+    """Who asked it to stop is not told to send it, the second time no more than the first."""
+    lab.requeued()
+    first = lab.request("revoke", "second")
+    assert first == RequestAnswer(True, "", State.ENQUEUED)
+    with lab.unchanged():
+        assert lab.request("revoke", "second") == first
+
+
 def test_a_second_requeue_of_an_ended_task_is_refused(lab: Lab) -> None:
     """Asked twice it happens once."""
     lab.requeued()

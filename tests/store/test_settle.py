@@ -9,8 +9,8 @@ import pytest
 from celery_canceltoken.cause import Cause
 from celery_canceltoken.outcome import Ending
 from celery_canceltoken.states import FINAL_STATES, State
-from celery_canceltoken.store.answers import Ended
-from tests.store.conftest import ALICE, BOB, Lab
+from celery_canceltoken.store.answers import Ended, Settled
+from tests.store.conftest import ALICE, BOB, KEPT, Lab
 from tests.support.waiting import wait_until
 
 
@@ -288,3 +288,74 @@ def test_a_successor_under_an_earlier_incarnation_stays_in_the_index(lab: Lab) -
     lab.finish("one", Ending.RETRIED)
     lab.settle("one", owner="alice.2")
     assert lab.owned(ALICE) == {lab.task_id}
+
+
+# What becomes of the message.
+
+
+@pytest.mark.parametrize(
+    ("state", "keep", "kept"),
+    [
+        (State.SUCCEEDED, "until_success", False),
+        (State.SUCCEEDED, "always", True),
+        (State.SUCCEEDED, "never", False),
+        (State.FAILED, "until_success", True),
+        (State.FAILED, "always", True),
+        (State.REVOKED, "until_success", True),
+        (State.IGNORED, "until_success", True),
+        (State.REJECTED, "until_success", True),
+        (State.DELETED, "until_success", False),
+        (State.DELETED, "always", False),
+    ],
+)
+def test_the_message_is_kept_as_its_policy_says(lab: Lab, state: State, keep: str, kept: bool) -> None:
+    """Until success, or always; and of what was deleted never."""
+    lab.finishing(message=KEPT)
+    lab.settle(instead=state, keep=keep)
+    assert lab.fields.get("message") == (KEPT if kept else None)
+
+
+def test_of_a_deleted_task_nothing_is_left(lab: Lab) -> None:
+    """Neither its message, nor what it returned, nor what it raised."""
+    lab.run("one", message=KEPT)
+    lab.request("delete")
+    lab.finish("one", Ending.RAISED, cause=Cause.DELETED, observed=True, value="[1]", error="ValueError()")
+    lab.settle(keep="always")
+    assert lab.state == "DELETED"
+    assert {"message", "value", "error"} & set(lab.fields) == set()
+
+
+def test_each_of_a_batch_has_its_own_policy(lab: Lab) -> None:
+    """One task's message is not kept for the sake of another's."""
+    one, other = lab.other("one"), lab.other("other")
+    one.finishing(message=KEPT)
+    other.finishing(message=KEPT)
+    batch = [Ended("one", "one", keep="always"), Ended("one", "other")]
+    assert lab.store.settle(ALICE, batch) == [Settled.FINAL] * 2
+    assert ("message" in one.fields, "message" in other.fields) == (True, False)
+
+
+def test_each_of_a_batch_is_told_what_it_became(lab: Lab) -> None:
+    """In the order of the batch."""
+    ended, requeued, running = (lab.other(f"task-{number}") for number in range(3))
+    ended.finishing()
+    requeued.finishing(message=KEPT)
+    requeued.request("requeue")
+    running.run("one")
+    batch = [Ended("one", one.task_id) for one in (requeued, running, ended)]
+    assert lab.store.settle(ALICE, batch) == [Settled.SENT_AGAIN, Settled.NOT_OURS, Settled.FINAL]
+
+
+def test_a_failure_after_all_has_not_completed(lab: Lab) -> None:
+    """A requeue is not told that the work was done where Celery could not write its result."""
+    lab.finishing(message=KEPT)
+    lab.request("requeue")
+    lab.settle(instead=State.FAILED)
+    assert lab.record.history[-1].completed is False
+
+
+def test_a_requeue_is_announced_when_it_is_done(lab: Lab) -> None:
+    """Whoever waits for it hears of it with its settlement."""
+    lab.finishing(message=KEPT)
+    lab.request("requeue")
+    assert heard(lab) == ["effective"]

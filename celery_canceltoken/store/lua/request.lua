@@ -19,7 +19,8 @@ record = record or {}
 local state = record.state or ''
 
 local function applied(previous)
-  return {'applied', '', previous, record.outbox and '1' or '', record.generation or '0', record.eta or ''}
+  local publish = record.kind == 'requeue' and record.outbox
+  return {'applied', '', previous, publish and '1' or '', record.generation or '0', publish and record.eta or ''}
 end
 
 local function refused(why)
