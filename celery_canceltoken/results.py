@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from billiard.exceptions import WorkerLostError
 from celery import Celery
@@ -36,6 +36,7 @@ def write_revoked(
 ) -> None:
     """Make Celery's result REVOKED, and tell chord, chain and errbacks, where *request* knows of them."""
     error = TaskRevokedError(reason)
+    dependants = _dependants_of(backend, request) if request is not None else []
     backend.mark_as_failure(
         task_id,
         error,
@@ -44,8 +45,7 @@ def write_revoked(
         call_errbacks=request is not None,
         state=celery_states.REVOKED,
     )
-    if request is not None:
-        _end_what_depends_on(backend, request, error)
+    _end_what_depends_on(backend, dependants, error)
 
 
 def forget(backend: Any, task_id: str) -> None:
@@ -98,28 +98,52 @@ def _request_of(app: Celery, message: KeptMessage) -> Context:
     )
 
 
-def _end_what_depends_on(backend: Any, request: Any, error: TaskRevokedError) -> None:
-    """End what Celery leaves pending behind a failed task for ever.
+class _Dependant(NamedTuple):
+    """A task behind one that has failed."""
 
-    Seen on 5.5 to 5.7: a chord whose header holds a failed chord, the groups of a failed chain, and
-    all but the last of a body that is a chain.
-    """
+    request: Context
+    is_body: bool
+    """It belongs to the chord's body, rather than to the rest of the chain."""
+    was_open: bool
+    """It had no result yet."""
+
+
+def _dependants_of(backend: Any, request: Any) -> list[_Dependant]:
     body = request.chord
-    todo = [(leaf, leaf is body) for leaf in _leaves(body)] if body else []
-    todo += [(leaf, False) for element in request.chain or () for leaf in _leaves(element)]
-    for leaf, plain_body in todo:
+    leaves = [(leaf, True) for leaf in _leaves(body)] if body else []
+    leaves += [(leaf, False) for element in request.chain or () for leaf in _leaves(element)]
+    found = []
+    for leaf, is_body in leaves:
         dependant = Context(leaf)
         dependant.update(leaf["options"])
         dependant.id = leaf["options"].get("task_id")
         dependant.group = leaf["options"].get("group_id")
-        if dependant.id is None or (plain_body and not dependant.chord):
+        if dependant.id is None or (leaf is body and not dependant.chord):
             # The plain body of a chord Celery sees to, when the other members have ended.
             continue
-        if backend.get_state(dependant.id) not in celery_states.READY_STATES:
-            backend.store_result(dependant.id, error, celery_states.REVOKED, request=dependant)
-            if dependant.chord:
-                backend.on_chord_part_return(dependant, celery_states.REVOKED, error)
-        _end_what_depends_on(backend, dependant, error)
+        found.append(_Dependant(dependant, is_body, _is_open(backend, dependant.id)))
+    return found
+
+
+def _end_what_depends_on(backend: Any, dependants: list[_Dependant], error: TaskRevokedError) -> None:
+    """End what Celery leaves pending behind a failed task for ever.
+
+    Seen on 5.5 to 5.7: a chord whose header holds a failed chord, the groups of a failed chain, and
+    all but the last of a body that is a chain. *dependants* are as they were before Celery had a look:
+    where it has failed a chord's body since, it has told nobody further.
+    """
+    for request, is_body, was_open in dependants:
+        behind = _dependants_of(backend, request)
+        is_open = _is_open(backend, request.id)
+        if is_open:
+            backend.store_result(request.id, error, celery_states.REVOKED, request=request)
+        if request.chord and (is_open or (is_body and was_open)):
+            backend.on_chord_part_return(request, celery_states.REVOKED, error)
+        _end_what_depends_on(backend, behind, error)
+
+
+def _is_open(backend: Any, task_id: str | None) -> bool:
+    return backend.get_state(task_id) not in celery_states.READY_STATES
 
 
 def _leaves(signature: Any) -> Iterator[Any]:
