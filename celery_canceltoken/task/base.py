@@ -112,7 +112,7 @@ class CancellableTask(Task):  # type: ignore[type-arg]
         if holds_token(args, kwargs):
             args, kwargs = without_tokens(args, kwargs)
         options["headers"] = _stamped(options.get("headers"), task_id)
-        with tracking.publishing_for(self.app):
+        with tracking.publishing_for(self, options):
             return super().apply_async(args, kwargs, task_id=task_id, **options)
 
     def signature(self, args: Any = None, *starargs: Any, **starkwargs: Any) -> Any:

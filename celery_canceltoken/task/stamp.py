@@ -39,6 +39,11 @@ class Stamp:
             generation = 0
         return cls(send, generation)
 
+    @staticmethod
+    def is_on(headers: Mapping[str, Any]) -> bool:
+        """Tell whether *headers* say which life they want, in whatever form."""
+        return _SEND in headers
+
     def headers(self) -> dict[str, Any]:
         """As message headers."""
         return {_SEND: self.send, _GENERATION: self.generation}
