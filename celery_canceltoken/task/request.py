@@ -153,7 +153,8 @@ class CancellableRequest(Request):
     def _abandoned(self, ending: Ending) -> None:
         agent = self._agent()
         if agent is not None:
-            agent.abandoned(self.id, ending)
+            stamp = Stamp.of(self._context.headers)  # type: ignore[attr-defined]
+            agent.abandoned(self.id, stamp.send, stamp.generation, ending)
 
     def _agent(self) -> Agent | None:
         return agent_of(id(self.app), self.hostname)

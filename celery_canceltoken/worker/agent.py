@@ -185,11 +185,16 @@ class Agent:
         execution = self._live.pop(ended.execution_id, None)
         self.settle(ended, owed, urgent=execution is None or execution.tripped)
 
-    def abandoned(self, task_id: str, ending: Ending) -> None:
-        """Celery says how an execution ended whose body cannot say so any more (its child is gone)."""
+    def abandoned(self, task_id: str, send: str, generation: int, ending: Ending) -> None:
+        """Celery says how an execution ended whose body cannot say so any more (its child is gone).
+
+        *send* and *generation* are its message's: it takes Celery seconds to notice, and by then the
+        next generation may run here.
+        """
         for execution in self.live():
             claim = execution.claim
-            if claim.task_id == task_id and self._live.pop(claim.execution_id, None) is not None:
+            its_own = (claim.task_id, claim.send, claim.generation) == (task_id, send, generation)
+            if its_own and self._live.pop(claim.execution_id, None) is not None:
                 finish = Finish(
                     claim=claim,
                     generation=execution.generation,
