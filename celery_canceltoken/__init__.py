@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from celery_canceltoken.api import (
         delete,
+        drain,
         get_record,
         list_records,
         requeue,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
         revoke_many,
         revoke_where,
         revoke_workflow,
+        undrain,
         withdraw,
     )
     from celery_canceltoken.cancelled import TaskCancelled
@@ -34,12 +36,16 @@ if TYPE_CHECKING:
         InvalidArgumentError,
         RecordUnreadableError,
         SettingsError,
+        ShutdownError,
         StoreUnavailableError,
+        SupersededError,
     )
     from celery_canceltoken.record import Change, TaskRecord
     from celery_canceltoken.signals import task_cancelled
     from celery_canceltoken.states import State
     from celery_canceltoken.task.base import CancellableTask
+    from celery_canceltoken.task.context import CurrentExecution
+    from celery_canceltoken.task.execution import current_execution
     from celery_canceltoken.token import CancellationSource, CancellationToken, Registration
 
 __all__ = [
@@ -49,6 +55,7 @@ __all__ = [
     "CancellationToken",
     "Cause",
     "Change",
+    "CurrentExecution",
     "InvalidArgumentError",
     "Outcome",
     "RecordPage",
@@ -57,13 +64,17 @@ __all__ = [
     "RequestHandle",
     "RequestHandles",
     "SettingsError",
+    "ShutdownError",
     "State",
     "StoreUnavailableError",
     "StoredTask",
+    "SupersededError",
     "TaskCancelled",
     "TaskRecord",
+    "current_execution",
     "current_token",
     "delete",
+    "drain",
     "get_record",
     "list_records",
     "requeue",
@@ -74,6 +85,7 @@ __all__ = [
     "revoke_where",
     "revoke_workflow",
     "task_cancelled",
+    "undrain",
     "withdraw",
 ]
 
@@ -86,6 +98,7 @@ _HOMES = {
     "CancellationToken": "token",
     "Cause": "cause",
     "Change": "record",
+    "CurrentExecution": "task.context",
     "InvalidArgumentError": "errors",
     "Outcome": "control.handle",
     "RecordPage": "control.listing",
@@ -94,13 +107,17 @@ _HOMES = {
     "RequestHandle": "control.handle",
     "RequestHandles": "control.handle",
     "SettingsError": "errors",
+    "ShutdownError": "errors",
     "State": "states",
     "StoreUnavailableError": "errors",
     "StoredTask": "control.many",
+    "SupersededError": "errors",
     "TaskCancelled": "cancelled",
     "TaskRecord": "record",
+    "current_execution": "task.execution",
     "current_token": "current",
     "delete": "api",
+    "drain": "api",
     "get_record": "api",
     "list_records": "api",
     "requeue": "api",
@@ -111,6 +128,7 @@ _HOMES = {
     "revoke_where": "api",
     "revoke_workflow": "api",
     "task_cancelled": "signals",
+    "undrain": "api",
     "withdraw": "api",
 }
 

@@ -11,7 +11,12 @@ from celery.result import AsyncResult, GroupResult
 
 from celery_canceltoken.app_side import Actions, decoder_of, ids_of, resolve, resolve_many
 from celery_canceltoken.configuration import client_store
-from celery_canceltoken.control.arguments import checked_flag, checked_id, checked_states
+from celery_canceltoken.control.arguments import (
+    checked_flag,
+    checked_id,
+    checked_seconds,
+    checked_states,
+)
 from celery_canceltoken.control.handle import RequestHandle, RequestHandles
 from celery_canceltoken.control.listing import RecordPage, list_steps
 from celery_canceltoken.control.many import (
@@ -36,10 +41,12 @@ from celery_canceltoken.control.orders import (
     withdraw_steps,
 )
 from celery_canceltoken.control.steps import Steps, perform
+from celery_canceltoken.draining import ask_worker
 from celery_canceltoken.record import TaskRecord
 
 __all__ = [
     "delete",
+    "drain",
     "get_record",
     "list_records",
     "requeue",
@@ -49,6 +56,7 @@ __all__ = [
     "revoke_many",
     "revoke_where",
     "revoke_workflow",
+    "undrain",
     "withdraw",
 ]
 
@@ -307,6 +315,27 @@ def revoke_where(
     if checked_flag("dry_run", dry_run):
         return _perform(app, select_steps(calls, criteria, decode))
     return _several(app, revoke_where_steps(calls, criteria, decode, reason=reason, actor=actor))
+
+
+def drain(worker: str, *, timeout: float = 1.0, app: Celery | None = None) -> bool:
+    """Empty one worker, by its node name, without stopping it: for a machine that is to be freed.
+
+    It takes no more tasks; what has not started is given back, and what runs is told to stop (cause
+    SHUTDOWN) and goes back to its queue, each as its `shutdown_policy` and `shutdown_grace` say. Sent
+    by Celery's remote control. True: the worker has answered within *timeout* seconds. On the solo
+    pool it hears of it when its task has ended. Raises InvalidArgumentError, and what Celery raises
+    where the broker does not answer.
+    """
+    app, _ = resolve("", app)
+    name, seconds = checked_id(worker, "worker"), checked_seconds("timeout", timeout)
+    return ask_worker(app, name, drain=True, timeout=seconds)
+
+
+def undrain(worker: str, *, timeout: float = 1.0, app: Celery | None = None) -> bool:
+    """Have a worker take tasks again that was drained. As `drain`."""
+    app, _ = resolve("", app)
+    name, seconds = checked_id(worker, "worker"), checked_seconds("timeout", timeout)
+    return ask_worker(app, name, drain=False, timeout=seconds)
 
 
 def get_record(task_id: Task, *, app: Celery | None = None) -> TaskRecord | None:

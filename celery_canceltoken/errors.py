@@ -7,7 +7,9 @@ __all__ = [
     "InvalidArgumentError",
     "RecordUnreadableError",
     "SettingsError",
+    "ShutdownError",
     "StoreUnavailableError",
+    "SupersededError",
 ]
 
 
@@ -53,3 +55,11 @@ class RecordUnreadableError(CancelTokenError):
 
     def __str__(self) -> str:
         return f"record {self.key!r}: {self.problem}"
+
+
+class ShutdownError(CancelTokenError):
+    """The task was stopped by its worker's shutdown, and is not to be sent back to its queue (again)."""
+
+
+class SupersededError(CancelTokenError):
+    """Another execution owns the task id: what this one wanted to save was not written."""

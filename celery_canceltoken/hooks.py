@@ -9,6 +9,8 @@ from billiard import get_start_method
 from celery import bootsteps, current_app, signals
 from celery.concurrency.prefork import TaskPool as PreforkPool
 
+from celery_canceltoken import draining
+from celery_canceltoken.cold_shutdown import before_soft_shutdown
 from celery_canceltoken.configuration import agent_store, body_store, client_store, settings_of
 from celery_canceltoken.errors import SettingsError
 from celery_canceltoken.publishing import send_again
@@ -16,6 +18,7 @@ from celery_canceltoken.results import complete
 from celery_canceltoken.store.answers import Recovery
 from celery_canceltoken.worker.agent import Agent
 from celery_canceltoken.worker.runtime import (
+    agents_named,
     announce_to_fresh_children,
     serve,
     serve_as_fresh_child,
@@ -78,6 +81,7 @@ class AgentStep(bootsteps.StartStopStep):
             announce_to_fresh_children(agent)
         self._agent = agent
         self._stop_after(worker, agent)
+        before_soft_shutdown(worker, agent)
 
     def create(self, worker: Any) -> Any:
         """Nothing to create: it was made in time."""
@@ -86,6 +90,17 @@ class AgentStep(bootsteps.StartStopStep):
         """Start the agent's threads."""
         if self._agent is not None:
             self._agent.start()
+
+    def close(self, worker: Any) -> None:  # noqa: ARG002 - Celery's signature
+        """The worker stops, warm or cold, and however it was told to: it takes no messages any more."""
+        if self._agent is not None:
+            self._agent.shutdown.begin_shutdown()
+            self._agent.shutdown.close()
+
+    def terminate(self, worker: Any) -> None:  # noqa: ARG002 - Celery's signature
+        """The pool is about to be killed: what has not ended yet goes back to its queue."""
+        if self._agent is not None:
+            self._agent.end_all()
 
     def _stop_after(self, worker: Any, agent: Agent) -> None:
         on_stopped = worker.blueprint.on_stopped
@@ -105,16 +120,24 @@ def install() -> None:
     """Have every worker of this process take an agent along. Calling it again changes nothing."""
     signals.worker_init.connect(_on_worker_init, dispatch_uid="celery_canceltoken")
     signals.worker_process_init.connect(_on_worker_process_init, dispatch_uid="celery_canceltoken")
+    signals.worker_shutting_down.connect(_on_worker_shutting_down, dispatch_uid="celery_canceltoken")
 
 
 def _on_worker_init(sender: Any, **_: Any) -> None:
     # An exception here would only be logged by Celery: the step raises, and the worker does not start.
     sender.app.steps["worker"].add(AgentStep)
+    draining.install()
 
 
 def _on_worker_process_init(**_: Any) -> None:
     app = current_app._get_current_object()  # type: ignore[attr-defined]
     serve_as_fresh_child(id(app), lambda: settings_of(app), lambda: body_store(app))
+
+
+def _on_worker_shutting_down(sender: Any = None, how: str = "", **_: Any) -> None:
+    # Within a signal handler. All agents of the process with that name: the signal ends the process.
+    for agent in agents_named(sender):
+        agent.shutdown.begin_shutdown(hurry=how == "Cold")
 
 
 def _has_cancellable_tasks(app: Any) -> bool:

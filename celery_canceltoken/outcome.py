@@ -8,7 +8,20 @@ from enum import Enum
 from celery_canceltoken.cause import Cause
 from celery_canceltoken.states import State
 
-__all__ = ["Answer", "Ending", "MessageFate", "ResultFate", "Verdict", "decide", "rows"]
+__all__ = [
+    "SHUTDOWN_POLICIES",
+    "Answer",
+    "Ending",
+    "MessageFate",
+    "ResultFate",
+    "Verdict",
+    "decide",
+    "rows",
+]
+
+
+SHUTDOWN_POLICIES = ("requeue", "fail", "ignore")
+"""What becomes of a task that its worker's shutdown has stopped. With "ignore" its token does not trip."""
 
 
 class Ending(str, Enum):
@@ -34,6 +47,8 @@ class Ending(str, Enum):
     CHILD_LOST = "child-lost"
     CHILD_LOST_BACK = "child-lost-back"
     """Likewise, and Celery gives the message back (`reject_on_worker_lost`) or retries it."""
+    EVICTED = "evicted"
+    """Its worker stops, and it did not heed that in time: it ends with its process, or has been killed."""
 
 
 class ResultFate(str, Enum):
@@ -46,6 +61,8 @@ class ResultFate(str, Enum):
     """An ordinary failure with the exception that was raised."""
     TIMED_OUT = "timed-out"
     """An ordinary failure with TimeoutError."""
+    SHUT_DOWN = "shut-down"
+    """An ordinary failure with ShutdownError."""
     NOTHING = "nothing"
     """Not a word: the result is somebody else's."""
 
@@ -104,6 +121,7 @@ _AS_CELERY: dict[Ending, Verdict] = {
     Ending.TERMINATED: Verdict(State.REVOKED),
     Ending.CHILD_LOST: Verdict(State.FAILED),
     Ending.CHILD_LOST_BACK: Verdict(State.ENQUEUED, answer=Answer.CARRIED),
+    Ending.EVICTED: Verdict(State.FAILED, ResultFate.SHUT_DOWN),
 }
 
 # Nothing runs in a child that is gone, and Celery has told the world already.
@@ -119,11 +137,20 @@ _BACK_TO_ITS_QUEUE = Verdict(
 _BACK_THOUGH_COMPLETED = replace(_BACK_TO_ITS_QUEUE, completed=True)
 _ALREADY_SENT_AGAIN = Verdict(State.ENQUEUED, answer=Answer.EFFECTIVE, next_generation=True)
 _SOMEBODY_ELSES = Verdict(None, ResultFate.NOTHING, MessageFate.ACK)
+_SHUT_DOWN = Verdict(State.FAILED, ResultFate.SHUT_DOWN, answer=Answer.TOO_LATE)
 _TIMED_OUT = Verdict(State.FAILED, ResultFate.TIMED_OUT)
 
 
-def decide(ending: Ending, cause: Cause | None, observed: bool, disregarded: bool = False) -> Verdict:
+def decide(
+    ending: Ending,
+    cause: Cause | None,
+    observed: bool,
+    disregarded: bool = False,
+    policy: str = SHUTDOWN_POLICIES[0],
+) -> Verdict:
     """Return what follows from *ending*, given why the task was to stop and whether its body saw it.
+
+    *policy*, one of SHUTDOWN_POLICIES, says what becomes of what a shutdown has stopped.
 
     Pure and total: every combination has a row. Hangfire derives the same from which exception
     flew and which state it finds; that leaves the swallowed cancellation to timing.
@@ -148,18 +175,27 @@ def decide(ending: Ending, cause: Cause | None, observed: bool, disregarded: boo
             return _ALREADY_SENT_AGAIN
         return _BACK_THOUGH_COMPLETED if ending is Ending.RETURNED and not heeded else _BACK_TO_ITS_QUEUE
     if cause is Cause.SHUTDOWN:
-        stopped = ending is Ending.CANCELLED or (ending is Ending.RETURNED and heeded)
-        return _BACK_TO_ITS_QUEUE if stopped else as_celery
+        stopped = ending in (Ending.CANCELLED, Ending.EVICTED) or (ending is Ending.RETURNED and heeded)
+        if not stopped:
+            return as_celery
+        return _BACK_TO_ITS_QUEUE if policy == "requeue" else _SHUT_DOWN
     return _TIMED_OUT if ending is Ending.CANCELLED else as_celery
 
 
-def rows(ending: Ending, cause: Cause | None, observed: bool, disregarded: bool) -> dict[str, Verdict]:
+def rows(
+    ending: Ending,
+    cause: Cause | None,
+    observed: bool,
+    disregarded: bool,
+    policy: str = SHUTDOWN_POLICIES[0],
+) -> dict[str, Verdict]:
     """Return the verdict for each kind of request that may be pending in the record by now, and for "none".
 
-    A pending request outranks what the token was tripped by: it is what somebody still wants.
+    A pending request outranks what the token was tripped by: it is what somebody still wants. The row
+    "capped" is that of a task which shutdowns have sent back too often.
     """
-    return {
-        kind: decide(ending, pending or cause, observed, disregarded)
+    verdicts = {
+        kind: decide(ending, pending or cause, observed, disregarded, policy)
         for kind, pending in {
             "none": None,
             "revoke": Cause.REVOKED,
@@ -167,6 +203,7 @@ def rows(ending: Ending, cause: Cause | None, observed: bool, disregarded: bool)
             "requeue": Cause.REQUEUED,
         }.items()
     }
+    return {**verdicts, "capped": _SHUT_DOWN}
 
 
 def _out_of_our_hands(ending: Ending, cause: Cause, as_celery: Verdict) -> Verdict:
@@ -181,7 +218,7 @@ def _out_of_our_hands(ending: Ending, cause: Cause, as_celery: Verdict) -> Verdi
 def _revoked(ending: Ending, heeded: bool, as_celery: Verdict) -> Verdict:
     # A retry or a return to the broker means another run, which is what nobody wants any more:
     # the copy that is out already meets a final record and is dropped.
-    would_run_again = ending in (Ending.RETRIED, Ending.REJECTED_BACK)
+    would_run_again = ending in (Ending.RETRIED, Ending.REJECTED_BACK, Ending.EVICTED)
     if ending is Ending.CANCELLED or would_run_again or heeded:
         return _REVOKED
     return as_celery

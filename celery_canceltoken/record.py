@@ -22,6 +22,7 @@ _HISTORY = 20
 READ_FIELDS = (
     *("v", "state", "name", "takes_token", "cause", "reason", "actor", "request", "kind", "answer", "worker"),
     *("owner", "execution", "attempt", "generation", "value", "error", "queue", "root", "eta", "unkept"),
+    *("checkpoint", "shutdowns"),
     *("started_at", "requested_at", "delivered_at", "observed_at", "stopped_at"),
     *(f"h{place}" for place in range(_HISTORY)),
 )
@@ -89,6 +90,10 @@ class TaskRecord:
 
     None where it was, though that of a success may be gone by now, and where no worker has seen it yet.
     """
+    checkpoint: str | None
+    """What its body has saved for the next attempt, in JSON."""
+    shutdown_requeues: int
+    """How often in a row a shutdown has sent it back without a checkpoint in between."""
     started_at: datetime | None
     requested_at: datetime | None
     delivered_at: datetime | None
@@ -141,6 +146,8 @@ def parse_record(key: str, task_id: str, fields: Mapping[str, str]) -> TaskRecor
             root_id=fields.get("root"),
             eta=_optional(_time, fields.get("eta")),
             message_not_kept=fields.get("unkept"),
+            checkpoint=fields.get("checkpoint"),
+            shutdown_requeues=int(fields.get("shutdowns", 0)),
             started_at=_optional(_time, fields.get("started_at")),
             requested_at=_optional(_time, fields.get("requested_at")),
             delivered_at=_optional(_time, fields.get("delivered_at")),

@@ -9,6 +9,7 @@ from typing import Any
 
 from celery_canceltoken.errors import SettingsError
 from celery_canceltoken.message import KEEP_POLICIES
+from celery_canceltoken.outcome import SHUTDOWN_POLICIES
 
 __all__ = ["SETTING_PREFIX", "Settings"]
 
@@ -46,6 +47,18 @@ def _keep_policy(name: str, value: object) -> str:
     return str(value)
 
 
+def _shutdown_policy(name: str, value: object) -> str:
+    if value not in SHUTDOWN_POLICIES:
+        raise SettingsError(name, f"must be one of {', '.join(SHUTDOWN_POLICIES)}, not {value!r}")
+    return str(value)
+
+
+def _count(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise SettingsError(name, f"must be a whole number, 0 or more, not {value!r}")
+    return value
+
+
 def _bytes(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise SettingsError(name, f"must be a number of bytes, 0 or more, not {value!r}")
@@ -77,6 +90,9 @@ class Settings:
     store_timeout: float = 0.5
     record_expires: float = 86_400.0
     request_expires: float = 2_592_000.0
+    shutdown_grace: float = 0.0
+    shutdown_policy: str = "requeue"
+    max_shutdown_requeues: int = 10
     keep_message: str = "until_success"
     message_limit: int = 65_536
     track_enqueued: bool = False
@@ -126,5 +142,8 @@ _CHECKS["redis_url"] = _text
 _CHECKS["prefix"] = _prefix
 _CHECKS["keep_message"] = _keep_policy
 _CHECKS["message_limit"] = _bytes
+_CHECKS["shutdown_grace"] = _seconds_or_none
+_CHECKS["shutdown_policy"] = _shutdown_policy
+_CHECKS["max_shutdown_requeues"] = _count
 _CHECKS["track_enqueued"] = _flag
 _CHECKS["terminate_grace"] = _seconds_or_none

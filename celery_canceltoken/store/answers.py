@@ -50,6 +50,8 @@ class Claim:
     """What becomes of its message, of `message.KEEP_POLICIES`."""
     unkept: str = ""
     """Why its message is not kept."""
+    shutdown_policy: str = "requeue"
+    shutdown_grace: float = 0.0
 
 
 class ClaimVerdict(str, Enum):
@@ -75,6 +77,8 @@ class ClaimAnswer:
     execution_id: str = ""
     owner: str = ""
     same_send: bool = True
+    checkpoint: str = ""
+    """What the last attempt saved, in JSON."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,8 @@ class Finish:
     error: str = ""
     unclaimed: bool = False
     """The store was away when the execution started, so the record may not know of it."""
+    bodiless: bool = False
+    """There is no body any more to write Celery's result, where the verdict wants one."""
 
 
 @dataclass(frozen=True)

@@ -164,7 +164,10 @@ class RedisStore:
             message,
         )
         if verdict == "run":
-            return ClaimAnswer(ClaimVerdict.RUN, attempt=int(rest[0]), generation=int(rest[1]))
+            attempt, generation, checkpoint = rest
+            return ClaimAnswer(
+                ClaimVerdict.RUN, attempt=int(attempt), generation=int(generation), checkpoint=checkpoint
+            )
         if verdict == "denied":
             return ClaimAnswer(ClaimVerdict.DENIED, cancellation=_cancellation(rest))
         if verdict == "owned":
@@ -185,6 +188,7 @@ class RedisStore:
             "error": finish.error,
             "generation": claim.generation,
             "unclaimed": finish.unclaimed,
+            "max_shutdowns": self._settings.max_shutdown_requeues,
             "afresh": {
                 "owner": claim.owner,
                 "worker": claim.worker,
@@ -216,6 +220,10 @@ class RedisStore:
             cancellation=_cancellation((cause, reason, actor)),
             outbox=Enqueued(int(generation), int(eta) if eta else None) if back else None,
         )
+
+    def checkpoint(self, task_id: str, execution_id: str, text: str) -> str:
+        """Save a body's progress: 'saved', 'superseded' or 'untracked'."""
+        return str(self._run("checkpoint", [self.keys.record(task_id)], {"execution": execution_id}, text))
 
     def is_alive(self, owner: str) -> bool:
         """Tell whether *owner* holds its lease."""

@@ -11,8 +11,20 @@ from typing import Any
 __all__ = ["SCRIPTS", "script_arguments", "script_source"]
 
 SCRIPTS = (
-    *("adopt", "claim", "deliver", "enqueue", "finish", "keep", "mark", "observe", "outbox", "published"),
-    *("recover", "request", "settle", "stand", "unlist", "withdraw"),
+    *(
+        "adopt",
+        "checkpoint",
+        "claim",
+        "deliver",
+        "enqueue",
+        "finish",
+        "keep",
+        "mark",
+        "observe",
+        "outbox",
+        "published",
+    ),
+    *("published", "recover", "request", "settle", "stand", "unlist", "withdraw"),
 )
 
 

@@ -26,6 +26,7 @@ from celery_canceltoken.task.injection import (
     with_token,
     without_tokens,
 )
+from celery_canceltoken.task.policies import check_policies
 from celery_canceltoken.task.stamp import Stamp
 from celery_canceltoken.token import CancellationToken
 
@@ -60,6 +61,7 @@ class CancellableTask(Task):  # type: ignore[type-arg]
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Put our layers around the body, and around any `__call__` of the user's."""
         super().__init_subclass__(**kwargs)
+        check_policies(cls)
         if "run" in vars(cls):
             cls._wrap_run(vars(cls)["run"])
         dump = vars(cls).get("_dump_pydantic_arguments")

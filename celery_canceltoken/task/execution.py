@@ -19,13 +19,23 @@ from celery.exceptions import Ignore, Reject, Retry, TaskRevokedError
 from celery_canceltoken.cancelled import TaskCancelled
 from celery_canceltoken.cause import Cancellation, Cause
 from celery_canceltoken.current import as_current
-from celery_canceltoken.errors import StoreUnavailableError
-from celery_canceltoken.outcome import Ending, MessageFate, ResultFate, Verdict, decide, rows
+from celery_canceltoken.errors import CancelTokenError, ShutdownError, StoreUnavailableError, SupersededError
+from celery_canceltoken.message import KeptMessage
+from celery_canceltoken.outcome import (
+    SHUTDOWN_POLICIES,
+    Ending,
+    MessageFate,
+    ResultFate,
+    Verdict,
+    decide,
+    rows,
+)
 from celery_canceltoken.publishing import as_sent_again, publish
 from celery_canceltoken.results import forget, write_revoked
 from celery_canceltoken.signals import task_cancelled
 from celery_canceltoken.states import State
 from celery_canceltoken.store.answers import Claim, ClaimAnswer, ClaimVerdict, Ended, Enqueued, Finish
+from celery_canceltoken.task.context import CurrentExecution
 from celery_canceltoken.task.endings import (
     NotStarted,
     RaisedAfterCancel,
@@ -35,12 +45,13 @@ from celery_canceltoken.task.endings import (
     StrayCancellationError,
     Superseded,
 )
+from celery_canceltoken.task.policies import shutdown_grace_of, shutdown_policy_of
 from celery_canceltoken.task.stamp import Stamp
 from celery_canceltoken.task.wire import Keeping, keeping, kept_message
 from celery_canceltoken.token import CancellationSource, run_in_thread
 from celery_canceltoken.worker.runtime import Runtime, runtime_of
 
-__all__ = ["Execution", "open_execution", "perform"]
+__all__ = ["Execution", "current_execution", "open_execution", "perform"]
 
 logger = logging.getLogger("celery_canceltoken.task")
 
@@ -48,6 +59,8 @@ _VALUE_LIMIT = 64 * 1024
 """Characters of JSON; a larger return value is not kept in the record."""
 _ERROR_LIMIT = 4096
 _FIRST_PAUSE = 0.1
+_LONGEST_CLOSING = 5.0
+_CLOSING_PAUSE = 0.02
 _ATTRIBUTE = "_canceltoken_execution"
 
 _open: ContextVar[Execution | None] = ContextVar("celery_canceltoken.open_execution", default=None)
@@ -74,11 +87,24 @@ class Execution:
         self.outbox: Enqueued | None = None
         self.revoked_by: Cancellation | None = None
         self.decided: Verdict | None = None
+        self.context = CurrentExecution(getattr(request, "id", None), self.execution_id, 1, "", None)
         self.source = CancellationSource(run_callbacks=run_in_thread, on_observed=self._observed)
 
     def _observed(self) -> None:
         if self.runtime is not None:
             self.runtime.port.observed(self.execution_id, self.source.observed_at or time.monotonic())
+
+    def _save_checkpoint(self, text: str) -> None:
+        if self.runtime is None:
+            return
+        answer = self.runtime.store.checkpoint(self.request.id, self.execution_id, text)
+        if answer == "superseded":
+            raise SupersededError(
+                f"another execution owns task {self.request.id}: the checkpoint is not saved"
+            )
+        if answer == "untracked":
+            # Its record is lost, and is written again by the agent in a moment.
+            raise StoreUnavailableError(f"there is no record of task {self.request.id} at present")
 
     @property
     def cause(self) -> Cause | None:
@@ -98,6 +124,8 @@ class Execution:
         if runtime is None:
             _warn_of_missing_agent()
             return None
+        if self.message is not None and not runtime.port.takes_work:
+            self._send_back_untouched(runtime, self.message)
         self.keeping = keeping(self.message, self.task, runtime.settings)
         self.claim = self._make_claim(runtime)
         try:
@@ -119,9 +147,28 @@ class Execution:
         if answer.verdict is ClaimVerdict.DENIED:
             return answer.cancellation or Cancellation(Cause.REVOKED)
         self.generation, self.attempt = answer.generation, answer.attempt
+        self.context = CurrentExecution(
+            self.request.id, self.execution_id, self.attempt, answer.checkpoint, self._save_checkpoint
+        )
         runtime.bodies.add(self.execution_id, self.source)
         runtime.port.started(self.claim, self.generation, self.attempt)
         return None
+
+    def _send_back_untouched(self, runtime: Runtime, message: KeptMessage) -> None:
+        """Give the message to another worker, for this one is stopping: raises SentBack if that was done."""
+        # Not before this worker has stopped taking messages: it would get it back.
+        deadline = time.monotonic() + _LONGEST_CLOSING
+        while not runtime.port.takes_work and not runtime.port.is_closed and time.monotonic() < deadline:
+            time.sleep(_CLOSING_PAUSE)
+        if runtime.port.takes_work:
+            return
+        try:
+            publish(self.task.app, message)
+        except Exception:
+            logger.exception("task %s[%s] cannot be given back; it runs", self.task.name, self.request.id)
+            return
+        logger.info("Task %s[%s] given back: this worker is stopping", self.task.name, self.request.id)
+        raise SentBack("given back, for this worker is stopping")
 
     def _make_claim(self, runtime: Runtime) -> Claim:
         delivery = getattr(self.request, "delivery_info", None) or {}
@@ -142,6 +189,8 @@ class Execution:
             stamps=self.message.stamps if self.message is not None else {},
             keep=self.keeping.policy,
             unkept=self.keeping.why_not,
+            shutdown_policy=shutdown_policy_of(self.task, runtime.settings),
+            shutdown_grace=shutdown_grace_of(self.task, runtime.settings),
         )
 
     def _claim_until_clear(self, runtime: Runtime, claim: Claim) -> ClaimAnswer:
@@ -173,7 +222,8 @@ class Execution:
     def _finish(self, ending: Ending, value: Any, error: BaseException | None) -> Verdict:
         source = self.source
         self.revoked_by = source.cancellation
-        table = rows(ending, self.cause, source.observed, source.disregarded)
+        policy = self.claim.shutdown_policy if self.claim is not None else SHUTDOWN_POLICIES[0]
+        table = rows(ending, self.cause, source.observed, source.disregarded, policy)
         if self.runtime is None or self.claim is None:
             return table["none"]
         finish = Finish(
@@ -273,6 +323,18 @@ def open_execution() -> Execution | None:
     return _open.get()
 
 
+def current_execution() -> CurrentExecution:
+    """Return the execution whose body runs in this context: its attempt, its checkpoints.
+
+    Raises CancelTokenError outside a task of this package. As `current_token`, it follows `asyncio`
+    tasks and `asyncio.to_thread`; other threads and greenlets of the body's are to be handed it.
+    """
+    execution = _open.get()
+    if execution is None:
+        raise CancelTokenError("no task of celery_canceltoken runs here")
+    return execution.context
+
+
 def perform(task: Task[Any, Any], call: Callable[[], Any]) -> Any:
     """Make *call*, which leads to the body of *task*, the one run of its id.
 
@@ -349,6 +411,11 @@ def _tell_celery(
             request.ignore_result = True
             raise error  # type: ignore[misc]
         raise Superseded("another execution owns the task id")
+    if verdict.result is ResultFate.SHUT_DOWN:
+        raise ShutdownError(
+            "stopped by the shutdown of its worker, and not sent back to its queue "
+            "(shutdown_policy, or canceltoken_max_shutdown_requeues without a checkpoint)"
+        ) from error
     if verdict.result is ResultFate.TIMED_OUT:
         raise TimeoutError("the task's own deadline has passed") from error
     if verdict.result is ResultFate.FAILED:

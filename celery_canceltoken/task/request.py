@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import uuid
+from signal import SIGTERM
 from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback  # type: ignore[attr-defined]
 from celery import signals
 from celery.concurrency.base import BasePool
 from celery.exceptions import Terminated, WorkerLostError
+from celery.platforms import signals as signals_by_name
 from celery.worker import state as worker_state
 from celery.worker.request import Request
 
@@ -28,6 +30,7 @@ __all__ = ["CancellableRequest"]
 logger = logging.getLogger("celery_canceltoken.worker")
 
 # How Celery puts it, in one release or the other, that a child is gone.
+_KILL = "SIGKILL"
 _LOST = (WorkerLostError, SystemExit, KeyboardInterrupt)
 
 
@@ -91,8 +94,7 @@ class CancellableRequest(Request):
                 self.id,
             )
         elif agent is None or not self.time_start or not agent.settings.terminate_grace:
-            super().terminate(pool, signal)
-            self._note_termination(pool)
+            self._terminate_now(executions, pool, signal)
         else:
             # Nothing that runs may also mean that the body has ended just now, and Celery is to hear of it.
             agent.later(
@@ -111,13 +113,43 @@ class CancellableRequest(Request):
                 self.id,
                 agent.settings.terminate_grace,
             )
-            super().terminate(pool, signal)
-            self._note_termination(pool)
+            self._terminate_now(executions, pool, signal)
+
+    def _terminate_now(self, executions: list[LiveExecution], pool: Any, signal: Any) -> None:
+        super().terminate(pool, signal)
+        self._note_termination(pool)
+        if signals_by_name.signum(signal or "SIGTERM") == SIGTERM:
+            for execution in executions:
+                # That signal alone has a child of ours wind down.
+                if execution.kill is not None:
+                    execution.kill()
 
     def _note_termination(self, pool: Any) -> None:
         # A child's end is reported in time. Of a greenlet that was killed Celery hears nothing but "done".
         if pool.is_green and self._already_revoked:
             self._abandoned(Ending.TERMINATED)
+
+    def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:
+        """Celery's cold shutdown ends what runs: of ours, what has not heeded its token by now."""
+        agent = self._agent()
+        if agent is None:
+            super().cancel(pool, signal, emit_retry=emit_retry)
+            return
+        executions = agent.executions_of(self.id)
+        if not executions:
+            # It has ended, and its result is on the way; or it has not begun, and is given back.
+            return
+        if pool.is_green:
+            agent.later_in_bodies_world(
+                agent.settings.terminate_grace, lambda: self._kill_greenlet(agent, pool)
+            )
+        elif _can_terminate(pool):
+            logger.warning("task %s[%s] has not stopped in time: its process is killed", self.name, self.id)
+            for execution in executions:
+                agent.evict(execution)
+            pool.terminate_job(self.worker_pid, _KILL)
+            worker_state.task_ready(self)
+            self._already_cancelled = True
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
         """A task ended with an exception, or its child did."""
@@ -128,6 +160,11 @@ class CancellableRequest(Request):
             self._announce_cooperative_end()
         elif isinstance(error, Terminated) or (self._already_revoked and isinstance(error, _LOST)):
             self._abandoned(Ending.TERMINATED)
+        elif isinstance(error, _LOST) and self._is_evicted():
+            # Its message goes back to its queue: nobody is to hear of a failure.
+            worker_state.task_ready(self)
+            self.acknowledge()
+            return None
         elif isinstance(error, _LOST):
             comes_back = (self.task.acks_late and self.task.reject_on_worker_lost) or getattr(
                 self.task, "retry_on_worker_lost", False
@@ -155,6 +192,22 @@ class CancellableRequest(Request):
         if agent is not None:
             stamp = Stamp.of(self._context.headers)  # type: ignore[attr-defined]
             agent.abandoned(self.id, stamp.send, stamp.generation, ending)
+
+    def _is_evicted(self) -> bool:
+        agent = self._agent()
+        if agent is None or agent.takes_work:
+            return False
+        claims = [execution.claim for execution in agent.executions_of(self.id)]
+        if not any(claim.shutdown_policy == "requeue" and not claim.unkept for claim in claims):
+            return False
+        self._abandoned(Ending.CHILD_LOST)
+        return True
+
+    def _kill_greenlet(self, agent: Agent, pool: Any) -> None:
+        for execution in agent.executions_of(self.id):
+            logger.warning("task %s[%s] has not stopped in time: killed", self.name, self.id)
+            agent.evict(execution)
+            pool.terminate_job(self.worker_pid)
 
     def _agent(self) -> Agent | None:
         return agent_of(id(self.app), self.hostname)

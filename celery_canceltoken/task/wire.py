@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from celery_canceltoken.message import KEEP_POLICIES, KeptMessage
+from celery_canceltoken.message import KeptMessage
 from celery_canceltoken.settings import Settings
+from celery_canceltoken.task.policies import keep_policy_of
 
 __all__ = ["PROPERTIES", "Keeping", "attach", "keeping", "kept_message"]
 
@@ -66,9 +67,7 @@ def kept_message(request: Any) -> KeptMessage | None:
 
 def keeping(message: KeptMessage | None, task: Any, settings: Settings) -> Keeping:
     """Decide what is kept of *message*: as the task says, else as the settings do."""
-    policy = getattr(task, "keep_message", None) or settings.keep_message
-    if policy not in KEEP_POLICIES:
-        policy = settings.keep_message
+    policy = keep_policy_of(task, settings)
     if message is None:
         return Keeping(policy, why_not="unreadable")
     if policy == "never":

@@ -28,6 +28,7 @@ from celery_canceltoken.worker.inbox import Inbox
 from celery_canceltoken.worker.keeper import Keeper
 from celery_canceltoken.worker.link import LinkServer
 from celery_canceltoken.worker.service import Service
+from celery_canceltoken.worker.shutdown import Phase, Shutdown
 from celery_canceltoken.worker.world import world_of_this_process
 
 __all__ = ["Agent", "LiveExecution"]
@@ -50,7 +51,13 @@ class LiveExecution:
     attempt: int
     cancel: Callable[[Cancellation], None]
     """Reaches the token, in this process or a child; raises OSError where the child is gone."""
+    kill: Callable[[], None] | None = None
+    """Ends the child that it runs in, at once; None where there is no child."""
     tripped: bool = False
+    told_at: float | None = None
+    """When its token was tripped, on the monotonic clock."""
+    next_complaint: float = 10.0
+    """Seconds after that at which the log names it."""
 
 
 class Agent:
@@ -93,7 +100,9 @@ class Agent:
         self.link = LinkServer(self) if children else None
         self._celery = celery
         self._keeper = Keeper(self)
-        self._services: list[Service] = [self._keeper, Inbox(self)]
+        self.shutdown = Shutdown(self)
+        self._last_words: list[Callable[[], None]] | None = None
+        self._services: list[Service] = [self._keeper, Inbox(self), self.shutdown]
         if self.link is not None:
             self._services.append(self.link)
 
@@ -101,6 +110,16 @@ class Agent:
     def owner(self) -> str:
         """Whom executions of this worker are claimed for."""
         return f"{self._id}.{self._incarnation}"
+
+    @property
+    def takes_work(self) -> bool:
+        """False: no body is to start here any more."""
+        return self.shutdown.phase is Phase.RUNNING
+
+    @property
+    def is_closed(self) -> bool:
+        """True: the worker takes no messages any more."""
+        return self.shutdown.is_closed
 
     # -- life
 
@@ -111,14 +130,28 @@ class Agent:
             service.start()
 
     def stop(self) -> None:
-        """Settle what has ended, give up the lease, end all threads. Seconds at most."""
+        """Settle what has ended, give up the lease, end all threads. Seconds at most.
+
+        Whatever has not ended by now ends with its process.
+        """
+        self._last_words = []
+        self.end_all()
         for service in self._services:
             service.stop()
         for service in self._services:
             service.join(_STOP_TIMEOUT)
+        for say in self._last_words:
+            say()
         self.world.stop()
         if self.link is not None:
             self.link.close()
+
+    def end_all(self) -> None:
+        """The bodies that still run are about to end with their processes."""
+        for execution in self.live():
+            self.evict(execution)
+        if self.link is not None:
+            self.link.kill_children()
 
     def renew(self, store: RedisStore) -> None:
         """The lease had lapsed: go on as a new incarnation, and keep what nobody has taken meanwhile."""
@@ -145,6 +178,7 @@ class Agent:
         generation: int,
         attempt: int,
         cancel: Callable[[Cancellation], None] | None = None,
+        kill: Callable[[], None] | None = None,
     ) -> None:
         """Register an execution; without *cancel* its body runs in this process."""
         execution_id = claim.execution_id
@@ -153,6 +187,7 @@ class Agent:
             generation,
             attempt,
             cancel or (lambda cancellation: self.bodies.cancel(execution_id, cancellation)),
+            kill,
         )
         # First this, then the look at the early ones; `wanted` does it the other way round. So one of the
         # two sees the other.
@@ -160,10 +195,12 @@ class Agent:
         if execution_id in self._early:
             del self._early[execution_id]
             self.check_now()
-        # The same with `cancel`.
+        # The same with `cancel`, and with a shutdown.
         cancellation = self._revoked.get(claim.task_id)
         if cancellation is not None:
-            self._trip(execution, cancellation)
+            self.trip(execution, cancellation)
+        if not self.takes_work:
+            self.shutdown.look()
         if claim.owner != self.owner:
             self._keeper.post(lambda: self._adopt(execution, self._keeper.store))
 
@@ -191,23 +228,61 @@ class Agent:
         *send* and *generation* are its message's: it takes Celery seconds to notice, and by then the
         next generation may run here.
         """
-        for execution in self.live():
-            claim = execution.claim
-            its_own = (claim.task_id, claim.send, claim.generation) == (task_id, send, generation)
-            if its_own and self._live.pop(claim.execution_id, None) is not None:
-                finish = Finish(
-                    claim=claim,
-                    generation=execution.generation,
-                    attempt=execution.attempt,
-                    rows=rows(ending, None, observed=False, disregarded=False),
-                    cancellation=_TERMINATED if ending is Ending.TERMINATED else None,
-                    error=ending.value,
-                )
-                self.settle(Ended(claim.execution_id, task_id), finish, urgent=True)
+        for execution in self.executions_of(task_id):
+            if (execution.claim.send, execution.claim.generation) != (send, generation):
+                continue
+            if not self.takes_work and ending in (Ending.CHILD_LOST, Ending.CHILD_LOST_BACK):
+                self.evict(execution)
+            else:
+                cancellation = _TERMINATED if ending is Ending.TERMINATED else None
+                self._end_without_body(execution, ending, cancellation)
+
+    def evict(self, execution: LiveExecution) -> None:
+        """The worker stops, and the execution has not ended: it goes back, if its policy is that."""
+        claim = execution.claim
+        if claim.shutdown_policy == "ignore" or claim.unkept:
+            # As Celery does: the broker brings it again if it was not acknowledged, else it is lost.
+            ending = Ending.CHILD_LOST_BACK if claim.late_ack else Ending.CHILD_LOST
+            self._end_without_body(execution, ending, None)
+        else:
+            cancellation = Cancellation(Cause.SHUTDOWN, "its worker is gone")
+            self._end_without_body(execution, Ending.EVICTED, cancellation)
+
+    def executions_of(self, task_id: str) -> list[LiveExecution]:
+        """The executions of an id that run here."""
+        return [execution for execution in self.live() if execution.claim.task_id == task_id]
+
+    def _end_without_body(
+        self, execution: LiveExecution, ending: Ending, cancellation: Cancellation | None
+    ) -> None:
+        claim = execution.claim
+        if self._live.pop(claim.execution_id, None) is None:
+            return
+        # Terminated it is whatever else was asked; stopped it is for a reason.
+        cause = cancellation.cause if cancellation is not None and ending is Ending.EVICTED else None
+        finish = Finish(
+            claim=claim,
+            generation=execution.generation,
+            attempt=execution.attempt,
+            rows=rows(ending, cause, observed=False, disregarded=False, policy=claim.shutdown_policy),
+            cancellation=cancellation,
+            error=ending.value,
+            bodiless=True,
+        )
+        self.settle(Ended(claim.execution_id, claim.task_id, keep=claim.keep), finish, urgent=True)
 
     def settle(self, ended: Ended, owed: Finish | None, *, urgent: bool) -> None:
         """Have an outcome made final by the keeper."""
         self._keeper.post(lambda: self._keeper.settler.add(ended, owed, urgent=urgent))
+
+    def later_in_bodies_world(self, seconds: float, call: Callable[[], None]) -> None:
+        """Do something where bodies run, without Celery's timer, which may have ended by then."""
+
+        def wait_and_call() -> None:
+            time.sleep(seconds)
+            call()
+
+        self.world.spawn(wait_and_call)
 
     def check_now(self) -> None:
         """Have the check done without waiting for its interval."""
@@ -225,10 +300,10 @@ class Agent:
         if len(self._revoked) > 2 * _REVOKED_LIMIT:
             for old in list(self._revoked)[:-_REVOKED_LIMIT]:
                 self._revoked.pop(old, None)
-        executions = [execution for execution in self.live() if execution.claim.task_id == task_id]
+        executions = self.executions_of(task_id)
         for execution in executions:
             if not execution.tripped:
-                self._trip(execution, cancellation)
+                self.trip(execution, cancellation)
         return executions
 
     def dropped(self, dropped: Dropped) -> None:
@@ -253,8 +328,7 @@ class Agent:
                 return
             self.settle(Ended(recovery.execution_id, recovery.task_id), None, urgent=True)
 
-        # Celery's backend may try for long, and belongs to the bodies' world.
-        self.world.spawn(write)
+        self._in_bodies_world(write)
 
     def send_again(self, task_id: str) -> None:
         """Have a message published that waits in the outbox."""
@@ -266,7 +340,14 @@ class Agent:
                 # In the outbox it stays: some agent will try again.
                 logger.exception("task %s could not be sent back to its queue yet", task_id)
 
-        self.world.spawn(publish)
+        self._in_bodies_world(publish)
+
+    def _in_bodies_world(self, work: Callable[[], None]) -> None:
+        # Celery's backend and broker may try for long, and belong to the bodies' world.
+        if self._last_words is not None:
+            self._last_words.append(work)
+        else:
+            self.world.spawn(work)
 
     # -- what the store tells
 
@@ -289,9 +370,9 @@ class Agent:
     def obey(self, execution: LiveExecution, delivery: Delivery, store: RedisStore) -> None:
         """Do what a delivery says."""
         if delivery.verdict is DeliveryVerdict.DELIVER and delivery.cancellation is not None:
-            self._trip(execution, delivery.cancellation)
+            self.trip(execution, delivery.cancellation)
         elif delivery.verdict is DeliveryVerdict.SUPERSEDED:
-            self._trip(execution, _SUPERSEDED)
+            self.trip(execution, _SUPERSEDED)
         elif delivery.verdict is DeliveryVerdict.VANISHED:
             self._write_again(execution, store)
         elif delivery.verdict is DeliveryVerdict.UNTRACKED:
@@ -304,16 +385,17 @@ class Agent:
         # A skip without a send may be a later life as well as an earlier one: rather let it run.
         overtaken = answer.verdict is ClaimVerdict.SKIP and claim.send
         if overtaken or answer.verdict is ClaimVerdict.OWNED:
-            self._trip(execution, _SUPERSEDED)
+            self.trip(execution, _SUPERSEDED)
 
     def _adopt(self, execution: LiveExecution, store: RedisStore) -> None:
         claim = execution.claim
         if store.adopt(claim.task_id, claim.execution_id, claim.owner, self.owner):
             execution.claim = replace(claim, owner=self.owner)
         else:
-            self._trip(execution, _SUPERSEDED)
+            self.trip(execution, _SUPERSEDED)
 
-    def _trip(self, execution: LiveExecution, cancellation: Cancellation) -> None:
+    def trip(self, execution: LiveExecution, cancellation: Cancellation) -> None:
+        """Tell a body to stop."""
         try:
             execution.cancel(cancellation)
         except OSError:
@@ -321,5 +403,6 @@ class Agent:
             logger.debug("execution %s cannot be reached", execution.claim.execution_id, exc_info=True)
             return
         execution.tripped = True
+        execution.told_at = time.monotonic()
         claim = execution.claim
         logger.info("task %s[%s] told to stop: %s", claim.name, claim.task_id, cancellation.cause)

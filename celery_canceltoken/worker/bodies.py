@@ -22,6 +22,14 @@ class AgentPort(Protocol):
     def owner(self) -> str:
         """Whom to claim for: the agent's id and current incarnation."""
 
+    @property
+    def takes_work(self) -> bool:
+        """False: the worker is stopping, and no body is to start here any more."""
+
+    @property
+    def is_closed(self) -> bool:
+        """True: the worker takes no messages any more; what is given back now goes to another."""
+
     def started(self, claim: Claim, generation: int, attempt: int) -> None:
         """An execution has begun."""
 
@@ -53,6 +61,14 @@ class Bodies:
     def remove(self, execution_id: str) -> None:
         """Forget an execution that is over."""
         self._sources.pop(execution_id, None)
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def cancel_all(self, cancellation: Cancellation) -> None:
+        """Trip all tokens, from any thread."""
+        for execution_id in list(self._sources):
+            self.cancel(execution_id, cancellation)
 
     def cancel(self, execution_id: str, cancellation: Cancellation) -> None:
         """Trip a token, from any thread; its callbacks run on a thread of their own.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
+import os
+import signal
 import socket
 import threading
 from dataclasses import asdict, dataclass
@@ -48,6 +50,7 @@ class ChildLink:
         """Connect and authenticate. Raises OSError where the agent cannot be reached."""
         self._bodies = bodies
         self._reader = FrameReader()
+        self._read_early: list[dict[str, Any]] = []
         self._sending = threading.Lock()
         self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.closed = False
@@ -56,7 +59,9 @@ class ChildLink:
             self._connection.connect(address.path)
             nonce = bytes.fromhex(self._expect("challenge")["nonce"])
             self._send({"type": "answer", "answer": challenge_answer(address.key, nonce).hex()})
-            self.owner: str = self._expect("welcome")["owner"]
+            welcome = self._expect("welcome")
+            self.owner: str = welcome["owner"]
+            self.takes_work, self.is_closed = bool(welcome["takes_work"]), bool(welcome["is_closed"])
         except (FrameError, KeyError, ValueError) as error:
             self._connection.close()
             raise ConnectionError(f"the agent cannot be understood: {error!r}") from error
@@ -104,13 +109,17 @@ class ChildLink:
             data = self._connection.recv(65536)
             if not data:
                 raise ConnectionError("the agent has hung up")
-            for frame in self._reader.feed(data):
-                if frame["type"] != kind:
-                    raise FrameError(f"{kind} was due, not {frame['type']}")
-                return frame
+            frames = list(self._reader.feed(data))
+            if frames:
+                if frames[0]["type"] != kind:
+                    raise FrameError(f"{kind} was due, not {frames[0]['type']}")
+                self._read_early += frames[1:]
+                return frames[0]
 
     def _receive(self) -> None:
         try:
+            for frame in self._read_early:
+                self._handle(frame)
             while data := self._connection.recv(65536):
                 for frame in self._reader.feed(data):
                     self._handle(frame)
@@ -125,6 +134,11 @@ class ChildLink:
             self._bodies.cancel(frame["execution"], cancellation)
         elif frame["type"] == "owner":
             self.owner = frame["owner"]
+        elif frame["type"] == "phase":
+            self.takes_work, self.is_closed = frame["takes_work"], frame["is_closed"]
+        elif frame["type"] == "die":
+            # Celery's own terminate: at once, and without the body's having a say.
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def ended_from_frame(frame: dict[str, Any]) -> tuple[Ended, Finish | None]:

@@ -113,6 +113,19 @@ class LinkServer(Service):
         for child in list(self._children):
             self._try_send(child, {"type": "owner", "owner": self._agent.owner})
 
+    def broadcast_phase(self) -> None:
+        """Tell every child whether bodies may start."""
+        for child in list(self._children):
+            self._try_send(child, {"type": "phase", **self._phase()})
+
+    def kill_children(self) -> None:
+        """End every child at once."""
+        for child in list(self._children):
+            self._try_send(child, {"type": "die"})
+
+    def _phase(self) -> dict[str, Any]:
+        return {"takes_work": self._agent.takes_work, "is_closed": self._agent.is_closed}
+
     def turn(self) -> None:
         """Wait for, and handle, whatever comes."""
         for key, _ in self._selector.select():
@@ -156,7 +169,7 @@ class LinkServer(Service):
             if not hmac.compare_digest(answer, challenge_answer(self.address.key, child.nonce)):
                 raise FrameError("the challenge was not met")
             child.authenticated = True
-            child.send({"type": "welcome", "owner": self._agent.owner})
+            child.send({"type": "welcome", "owner": self._agent.owner, **self._phase()})
         elif kind == "started":
             claim = Claim(**frame["claim"])
             execution_id = claim.execution_id
@@ -165,6 +178,7 @@ class LinkServer(Service):
                 frame["generation"],
                 frame["attempt"],
                 lambda cancellation: child.cancel(execution_id, cancellation),
+                lambda: self._try_send(child, {"type": "die"}),
             )
         elif kind == "observed":
             self._agent.observed(frame["execution"], frame["at"])

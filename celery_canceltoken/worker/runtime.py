@@ -14,10 +14,12 @@ from celery_canceltoken.store.redis_store import RedisStore
 from celery_canceltoken.worker.agent import Agent
 from celery_canceltoken.worker.bodies import AgentPort, Bodies
 from celery_canceltoken.worker.child_link import ChildLink, LinkAddress
+from celery_canceltoken.worker.child_signals import TermWatch
 
 __all__ = [
     "Runtime",
     "agent_of",
+    "agents_named",
     "announce_to_fresh_children",
     "runtime_of",
     "serve",
@@ -59,6 +61,8 @@ class _Served:
 # Owner: this process. A fork inherits the entries, gives up the agents' descriptors in them (and touches
 # nothing else of an agent) and makes runtimes of its own when an execution first asks for one.
 _served: list[_Served] = []
+# Owner: this process, where it is a pool's child that has run something.
+_term_watch: TermWatch | None = None
 _lock = threading.Lock()
 
 
@@ -108,6 +112,11 @@ def agent_of(app_id: int, worker: str | None) -> Agent | None:
     return served.agent if served is not None else None
 
 
+def agents_named(worker: str) -> list[Agent]:
+    """Return the agents of this process whose worker has that node name."""
+    return [served.agent for served in _served if served.agent is not None and served.worker == worker]
+
+
 def runtime_of(app_id: int, worker: str | None) -> Runtime | None:
     """Return what an execution on *worker* (a node name) needs; None where nobody serves it.
 
@@ -143,6 +152,7 @@ def _find(app_id: int, worker: str | None) -> _Served | None:
 
 
 def _connect(served: _Served) -> Runtime | None:
+    global _term_watch
     if served.address is None:
         return None
     bodies = Bodies()
@@ -151,12 +161,16 @@ def _connect(served: _Served) -> Runtime | None:
     except OSError as error:
         logger.warning("the agent of %s cannot be reached (%s): tasks run untracked", served.worker, error)
         return None
+    if _term_watch is None:
+        _term_watch = TermWatch()
+    _term_watch.watch(bodies, served.link, served.settings.terminate_grace)
     store = served.runtime.store if served.runtime is not None else served.make_store()
     return Runtime(served.worker, served.settings, store, bodies, served.link)
 
 
 def _forget_after_fork() -> None:
-    global _lock
+    global _lock, _term_watch
+    _term_watch = None
     # Whoever held it in the parent does not exist here.
     _lock = threading.Lock()
     for served in _served:

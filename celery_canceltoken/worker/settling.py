@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from celery_canceltoken.outcome import ResultFate
 from celery_canceltoken.states import State
 from celery_canceltoken.store.answers import Ended, Finish, Recovery, Settled
 from celery_canceltoken.worker.chore import NEVER, Chore
@@ -19,6 +20,8 @@ _GATHER = 0.05
 """Seconds in which the ends of ordinary executions are gathered into one command."""
 _BATCH = 200
 _TRY_AGAIN = 1.0
+_TOLD_BY_US = (ResultFate.REVOKED, ResultFate.SHUT_DOWN)
+"""What Celery does not tell by itself of a body that has no say any more."""
 
 
 class Settler(Chore):
@@ -60,9 +63,10 @@ class Settler(Chore):
         answer = self._store.finish(owed)
         if answer.outbox is not None:
             self._agent.send_again(ended.task_id)
-        elif answer.verdict is not None and answer.verdict.state is State.DELETED:
-            # Celery has told of the loss of the child by now; whoever deleted the task was told otherwise.
-            recovery = Recovery(ended.task_id, ended.execution_id, State.DELETED, "", answer.cancellation)
+        elif owed.bodiless and answer.verdict is not None and answer.verdict.result in _TOLD_BY_US:
+            state = answer.verdict.state or State.FAILED
+            message = self._store.ask(self._store.calls.message(ended.task_id))
+            recovery = Recovery(ended.task_id, ended.execution_id, state, "", answer.cancellation, message)
             self._agent.complete(recovery)
 
     def store_found(self) -> None:

@@ -7,7 +7,7 @@
 --         running (the attempt that runs already: its record was lost, or could not be reached, and is
 --         written now; or 0), task, prefix, ttl, waits
 -- ARGV[2] the message as it came, in JSON; '' where it is not kept
--- Answer  {'run', attempt, generation} | {'denied', cause, reason, actor} | {'skip', why}
+-- Answer  {'run', attempt, generation, checkpoint or ''} | {'denied', cause, reason, actor} | {'skip', why}
 --         | {'owned', execution, owner, same send} | {'untracked', why}
 -- Idempotent: the same execution gets the same answer again.
 
@@ -106,8 +106,9 @@ local function start(new_generation, new_life)
     end
     for _, name in ipairs(REQUEST_FIELDS) do fields[name] = '' end
   end
+  if new_life then fields.checkpoint, fields.shutdowns = '', '' end
   own(fields, at)
-  return {'run', attempt, new_generation}
+  return {'run', attempt, new_generation, redis.call('HGET', KEYS[1], 'checkpoint') or ''}
 end
 
 local state = record.state
@@ -124,7 +125,7 @@ end
 
 if record.execution == execution and not WAITING[state] then
   if record.denied then return denied() end
-  return {'run', tonumber(record.attempt), known}
+  return {'run', tonumber(record.attempt), known, redis.call('HGET', KEYS[1], 'checkpoint') or ''}
 end
 
 if WAITING[state] then

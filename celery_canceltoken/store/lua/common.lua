@@ -16,7 +16,7 @@ local LISTED, LIVE_LISTED = 10000, 1000000
 local FIELDS = {'v', 'state', 'outcome', 'execution', 'owner', 'worker', 'name', 'takes_token', 'late_ack', 'send',
                 'generation', 'attempt', 'started_at', 'stopped_at', 'request', 'kind', 'cause', 'reason', 'actor',
                 'answer', 'previous', 'requested_at', 'delivered_at', 'observed_at', 'denied', 'row', 'value', 'error',
-                'outbox', 'eta', 'wanted_eta', 'root', 'queue', 'unkept', 'completed', 'pardoned', 'changes'}
+                'outbox', 'eta', 'wanted_eta', 'root', 'queue', 'unkept', 'completed', 'pardoned', 'changes', 'shutdowns'}
 
 -- Microseconds since the epoch, as text: a Lua number of this size would lose digits when printed.
 local function now()
@@ -38,7 +38,7 @@ local function makes_sense(record)
   return (state == nil or FINAL[state] or WAITING[state] or RUNNING[state])
     and (state ~= 'FINISHING' or FINAL[record.outcome])
     and is_count(record.generation) and is_count(record.attempt) and is_count(record.changes)
-    and is_count(record.eta) and is_count(record.wanted_eta) and is_count(record.outbox)
+    and is_count(record.eta) and is_count(record.wanted_eta) and is_count(record.outbox) and is_count(record.shutdowns)
     and (record.cause == nil or CAUSES[record.cause])
     and (record.request == nil or (RANK[record.kind] and (record.cause or record.answer ~= 'pending')))
 end

@@ -18,7 +18,8 @@ local fields = {state=arg.eta and 'SCHEDULED' or 'ENQUEUED', eta=arg.eta or '', 
                 takes_token=arg.takes_token or '', unkept=arg.unkept or '', message=ARGV[2]}
 if state then
   for _, name in ipairs({'attempt', 'execution', 'owner', 'worker', 'started_at', 'stopped_at', 'value', 'error',
-                         'outcome', 'row', 'denied', 'outbox', 'pardoned', 'late_ack'}) do fields[name] = '' end
+                         'outcome', 'row', 'denied', 'outbox', 'pardoned', 'late_ack', 'checkpoint',
+                         'shutdowns'}) do fields[name] = '' end
   for _, name in ipairs(REQUEST_FIELDS) do fields[name] = '' end
   -- The root of a workflow that is sent again: what was asked of the old life of it is over.
   if arg.root == arg.task then redis.call('DEL', arg.prefix .. ':mark:' .. arg.task) end

@@ -3,11 +3,12 @@
 -- pending by now; the script only picks the row, so that picking and writing are one step.
 --
 -- KEYS[1] record   KEYS[2] index of what this agent owns
--- ARGV[1] execution, rows (kind or "none" -> {state, answer, next_generation, republish, completed}),
+-- ARGV[1] execution, rows (kind, "none" or "capped" -> {state, answer, next_generation, republish, completed}),
 --         cause, reason, actor (of a cancellation that no request of the record explains),
 --         observed_ago (microseconds since the body observed), value, error, generation (of the message),
 --         afresh (fields to start from where the record has vanished), unclaimed (the execution could not
---         claim, for the store was away), task, prefix, ttl, waits
+--         claim, for the store was away), max_shutdowns (how often in a row a shutdown may send it back
+--         without a checkpoint in between), task, prefix, ttl, waits
 -- Answer  {'recorded', row, state, cause, reason, actor, generation, eta} | {'superseded'} | {'untracked', why}
 -- Idempotent: the same execution gets the same answer again.
 
@@ -42,6 +43,14 @@ local asked = pending(record)
 record.row = asked and record.kind or 'none'
 local row = arg.rows[record.row]
 if row.state == '' then return {'superseded'} end
+local shutdowns
+if arg.cause == 'SHUTDOWN' and not asked and row.republish then
+  shutdowns = tonumber(record.shutdowns or '0') + 1
+  if shutdowns > arg.max_shutdowns then
+    record.row = 'capped'
+    row = arg.rows.capped
+  end
+end
 
 if lost or unclaimed then
   if emptied then redis.call('DEL', KEYS[1]) end
@@ -62,6 +71,7 @@ elseif arg.cause then
   fields.cause, fields.reason, fields.actor = arg.cause, arg.reason or '', arg.actor or ''
 end
 if row.completed then fields.completed = '1' end
+if shutdowns and row.republish then fields.shutdowns = shutdowns end
 if row.republish then
   send_again(KEYS[1], arg, record, fields, at)
   tell_waiters(arg.prefix, arg.task, record)

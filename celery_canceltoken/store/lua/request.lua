@@ -73,7 +73,7 @@ local fields = {v=FORMAT, request=arg.request, kind=kind, cause=arg.cause, reaso
                 observed_at='', wanted_eta=arg.wanted_eta or '', completed=''}
 if again and not runs then
   -- Whoever held it before, dead or to be heard of again, has nothing to say in it any more.
-  for name, value in pairs({answer='effective', execution='', owner='', value='', error='', row='', pardoned='1'}) do
+  for name, value in pairs({answer='effective', execution='', owner='', value='', error='', row='', pardoned='1', shutdowns=''}) do
     fields[name] = value
   end
   for name, value in pairs(fields) do record[name] = value ~= '' and value or nil end

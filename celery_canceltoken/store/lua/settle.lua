@@ -24,6 +24,7 @@ for i, one in ipairs(arg.ended) do
       local fields = {state=final, outcome='', denied='', row='',
                       value=final ~= 'SUCCEEDED' and final ~= 'DELETED' and record.value ~= 'null' and record.value or ''}
       if final == 'DELETED' then fields.error = '' end
+      if final == 'DELETED' or final == 'SUCCEEDED' then fields.checkpoint, fields.shutdowns = '', '' end
       if final == 'DELETED' or (final == 'SUCCEEDED' and one.keep ~= 'always') then fields.message = '' end
       move(key, own, record, fields, at)
       answers[i] = 1
