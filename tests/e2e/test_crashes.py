@@ -202,7 +202,7 @@ def test_child_that_dies_as_it_sends_a_task_back(worker_factory: WorkerFactory, 
 
 
 def test_late_news_of_a_dead_child_ends_no_later_run(worker_factory: WorkerFactory) -> None:
-    """Celery notices the loss of a child seconds later: that is the end of the run it had, and of no other."""
+    """Celery notices the loss of a child seconds later: it ends the run the child had, and no other."""
     worker = worker_factory(
         concurrency=2, configuration=QUICK, environment={"CT_DIES": f"after {BODY_PUBLISHES}"}
     )
