@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from celery_canceltoken import State, StoreUnavailableError, requeue, revoke
+from celery_canceltoken import State, StoreUnavailableError, delete, requeue, revoke, withdraw
+from celery_canceltoken.app_side import Actions
 from celery_canceltoken.configuration import client_store
 from tests.e2e.conftest import Job, open_gate, send
 from tests.e2e.test_faults import QUICK
@@ -345,3 +346,52 @@ def test_broker_that_is_away_when_a_client_sends_a_task_back(
         )
         assert job.starts() == 2
         worker.stop()
+
+
+# -- clients that are slow between two steps
+
+
+@pytest.mark.xfail(reason="a client forgets the result that it finds, whichever run's it is", strict=True)
+def test_requeue_of_a_slow_client_leaves_the_next_result(
+    worker_factory: WorkerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that forgets the old result only when an agent has had the task run leaves the new one."""
+    worker = worker_factory(pool="threads", concurrency=1, configuration=KEPT)
+    job = ended_job(worker)
+    forget = Actions.forget_result
+
+    def forget_late(actions: Actions, task_id: str, name: str | None) -> None:
+        job.wait_until_started(2, timeout=PATIENCE)
+        job.wait_until_final(PATIENCE)
+        forget(actions, task_id, name)
+
+    monkeypatch.setattr(Actions, "forget_result", forget_late)
+    assert requeue(job.id, app=worker.client)
+    record = job.wait_until_final(PATIENCE)
+    assert (record.state, record.attempt) == (State.SUCCEEDED, 2)
+    assert job.app.backend.get_state(job.id) == "SUCCESS"
+
+
+@pytest.mark.xfail(reason="a client ends the result whatever has become of its order meanwhile", strict=True)
+def test_delete_of_a_slow_client_leaves_the_next_result(
+    worker_factory: WorkerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client whose delete was withdrawn before it wrote the result leaves that of the run to the run."""
+    worker = worker_factory(pool="threads", concurrency=1, configuration=KEPT)
+    gate, other_gate = unique_name("gate"), unique_name("gate")
+    blocker = send(worker, "return_unlooked", gate).wait_until_started()
+    job = send(worker, "raise_unlooked", other_gate)
+    end = Actions.end_result
+
+    def end_late(actions: Actions, task_id: str, name: str | None, reason: str) -> None:
+        assert withdraw(job.result)
+        open_gate(worker.client, gate)
+        open_gate(worker.client, other_gate)
+        job.wait_until_final(PATIENCE)
+        end(actions, task_id, name, reason)
+
+    monkeypatch.setattr(Actions, "end_result", end_late)
+    assert delete(job.id, app=worker.client)
+    assert blocker.wait_until_final().state is State.SUCCEEDED
+    assert job.wait_until_final().state is State.FAILED
+    assert job.app.backend.get_state(job.id) == "FAILURE"
