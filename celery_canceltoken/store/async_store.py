@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -69,7 +69,7 @@ class AsyncStore:
             self._in_turn,
         )
 
-    async def _in_turn(self, make: Callable[[], Awaitable[T]]) -> T:
+    async def _in_turn(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
         waits = self._turns.locked()
         async with self._turns:
             if waits and self._failed_in_a_row >= _CONNECTIONS:
@@ -77,7 +77,7 @@ class AsyncStore:
                     f"the store at {_where(self._client)} did not answer those who were before this call"
                 )
             try:
-                answer = await make()
+                answer = await _heeding_cancellation(make())
             except StoreUnavailableError as error:
                 refused = isinstance(error.__cause__, redis.ResponseError)
                 self._failed_in_a_row = 0 if refused else self._failed_in_a_row + 1
@@ -113,26 +113,27 @@ class AsyncEndSubscription:
         self,
         make_client: Callable[[], Any],
         channel: str,
-        in_turn: Callable[[Callable[[], Awaitable[None]]], Awaitable[None]],
+        in_turn: Callable[[Callable[[], Coroutine[Any, Any, None]]], Awaitable[None]],
     ) -> None:
         self._make_client = make_client
         self._channel = channel
         self._in_turn = in_turn
+        self._client: Any = None
 
     async def __aenter__(self) -> AsyncEndSubscription:
-        # In turn with the calls: a crowd that connects all at once would be its own outage.
-        await self._in_turn(self._subscribe)
+        try:
+            # In turn with the calls: a crowd that connects all at once would be its own outage.
+            await self._in_turn(self._subscribe)
+        except BaseException:
+            await self._close()
+            raise
         return self
 
     async def _subscribe(self) -> None:
         self._client = self._make_client()
         self._pubsub = self._client.pubsub(ignore_subscribe_messages=True)
-        try:
-            with _Errors(self._client):
-                await self._pubsub.subscribe(self._channel)
-        except BaseException:
-            await self._close()
-            raise
+        with _Errors(self._client):
+            await self._pubsub.subscribe(self._channel)
 
     async def __aexit__(self, *exc: object) -> None:
         await self._close()
@@ -140,11 +141,12 @@ class AsyncEndSubscription:
     async def wait(self, timeout: float) -> None:
         """Return when the end was announced, or after *timeout* seconds, or for no reason at all."""
         with _Errors(self._client):
-            await self._pubsub.get_message(timeout=timeout)
+            await _heeding_cancellation(self._pubsub.get_message(timeout=timeout))
 
     async def _close(self) -> None:
-        await self._pubsub.aclose()
-        await _close(self._client)
+        if self._client is not None:
+            await self._pubsub.aclose()
+            await _close(self._client)
 
 
 class _Errors:
@@ -165,6 +167,25 @@ class _Errors:
             ) from error
         if isinstance(error, redis.ResponseError):
             raise StoreUnavailableError(f"the store at {_where(self._client)} refused: {error}") from error
+
+
+async def _heeding_cancellation(steps: Coroutine[Any, Any, T]) -> T:
+    """Await *steps*, and be cancelled when told to be.
+
+    Before Python 3.12 `asyncio.wait_for`, by which redis-py sends, takes no notice of a cancellation that
+    comes when it is done. Here that befalls a task of its own, whose end is near in any case.
+    """
+    task = asyncio.ensure_future(steps)
+    try:
+        await asyncio.wait([task])
+    except asyncio.CancelledError:
+        task.cancel()
+        await asyncio.wait([task])
+        if not task.cancelled():
+            # So that asyncio does not complain that nobody has looked.
+            task.exception()
+        raise
+    return task.result()
 
 
 async def _close(client: Any) -> None:

@@ -229,10 +229,10 @@ def test_revoke_where_finds_what_fits(worker: CeleryWorker) -> None:
         def fits(task: Any) -> bool:
             return mark in task.args
 
-        found = await aio.revoke_where(name="act", where=fits, dry_run=True, app=worker.client)
+        found = await aio.revoke_where(queue=worker.queue, where=fits, dry_run=True, app=worker.client)
         assert [record.task_id for record in found] == [jobs[0].id]
         assert (await aio.get_record(jobs[0].result)).request_id is None
-        handles = await aio.revoke_where(name="act", where=fits, app=worker.client)
+        handles = await aio.revoke_where(queue=worker.queue, where=fits, app=worker.client)
         assert [handle.task_id for handle in handles] == [jobs[0].id]
         await handles.wait(10)
         record = await aio.get_record(jobs[1].result)

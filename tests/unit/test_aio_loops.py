@@ -406,6 +406,25 @@ def test_a_cancelled_wait_leaves_nothing(
     asyncio.run(cancel_a_wait())
 
 
+def test_a_wait_is_cancelled_at_any_moment(app: Celery) -> None:
+    """No moment of a wait swallows its cancellation: not while it connects, subscribes, reads or listens."""
+
+    async def cancel_often() -> int:
+        handle, ignored = await aio.revoke("id", app=app), 0
+        for number in range(100):
+            waiting = asyncio.ensure_future(handle.wait())
+            # Steps of the loop, not seconds: each number comes to another moment.
+            for _ in range(number):
+                await asyncio.sleep(0)
+            waiting.cancel()
+            _, alive = await asyncio.wait([waiting], timeout=5)
+            ignored += len(alive)
+            waiting.cancel()
+        return ignored
+
+    assert asyncio.run(cancel_often()) == 0
+
+
 def test_a_wait_that_times_out_leaves_nothing(app: Celery, valkey_proxy: ToxicProxy) -> None:
     """A wait that ends without an outcome says so, and closes its connection."""
 
