@@ -76,6 +76,8 @@ class KeptMessage:
             fields = json.loads(text)
             body = fields["body"]
             encoded = fields["body_encoding"] == "base64"
+            if not all(isinstance(fields[name], dict) for name in ("headers", "properties")):
+                raise TypeError("headers and properties must be objects")
             return cls(
                 body=base64.b64decode(body, validate=True) if encoded else body.encode("utf-8"),
                 content_type=fields["content_type"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -10,6 +11,7 @@ from celery_canceltoken.errors import InvalidArgumentError
 from celery_canceltoken.states import State
 
 __all__ = [
+    "checked_ahead",
     "checked_count",
     "checked_flag",
     "checked_id",
@@ -26,6 +28,7 @@ __all__ = [
 _ID_LIMIT = 255
 _TEXT_LIMIT = 1024
 _NAME_LIMIT = 255
+_STAMPS = 20
 _LONGEST = timedelta(days=3650)
 
 
@@ -104,6 +107,16 @@ def checked_flag(argument: str, flag: object) -> bool:
     return flag
 
 
+def checked_ahead(argument: str, seconds: object) -> datetime:
+    """Return the time in so many seconds, or after a timedelta. Raises InvalidArgumentError."""
+    if not isinstance(seconds, timedelta):
+        seconds = min(checked_seconds(argument, seconds), _LONGEST.total_seconds() + 1)
+        seconds = timedelta(seconds=seconds)
+    if seconds > _LONGEST:
+        raise InvalidArgumentError(argument, "is more than ten years ahead")
+    return datetime.now(timezone.utc) + max(seconds, timedelta(0))
+
+
 def checked_seconds(argument: str, seconds: object) -> float:
     """Return a number of seconds. Raises InvalidArgumentError."""
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds >= 0:
@@ -122,7 +135,7 @@ def checked_moment(argument: str, moment: object) -> datetime:
     """Return a time with its zone, at most ten years ahead. Raises InvalidArgumentError."""
     if not isinstance(moment, datetime):
         raise InvalidArgumentError(argument, f"must be a datetime, not {moment!r}")
-    if moment.tzinfo is None:
+    if moment.utcoffset() is None:
         raise InvalidArgumentError(
             argument, f"{moment.isoformat()} has no time zone; use datetime.now(timezone.utc) and the like"
         )
@@ -135,16 +148,25 @@ def checked_stamps(stamps: object) -> dict[str, Any] | None:
     """Return the stamps to look for, one value for each header. Raises InvalidArgumentError."""
     if stamps is None:
         return None
-    simple = (str, int, float, bool)
     if not isinstance(stamps, Mapping) or not all(
-        isinstance(header, str) and isinstance(value, simple) for header, value in stamps.items()
+        isinstance(header, str) and _is_simple(value) for header, value in stamps.items()
     ):
         raise InvalidArgumentError(
             "stamps", f"must map each header to one value, a string or a number, not {stamps!r}"
         )
     if not stamps:
         raise InvalidArgumentError("stamps", "must name a header; leave it out to accept any")
+    if len(stamps) > _STAMPS:
+        raise InvalidArgumentError("stamps", f"names {len(stamps)} headers; {_STAMPS} is the limit")
+    for one in (*stamps, *stamps.values()):
+        if isinstance(one, str):
+            checked_text("stamps", one)
     return dict(stamps)
+
+
+def _is_simple(value: object) -> bool:
+    # What is no number has no JSON, and would be refused by the store instead.
+    return isinstance(value, (str, bool, int)) or (isinstance(value, float) and math.isfinite(value))
 
 
 def checked_predicate(where: object) -> Callable[..., Any] | None:

@@ -41,7 +41,8 @@ class Outcome:
     """The run that was sent back to its queue had completed its work."""
 
     def __str__(self) -> str:
-        state = self.state.value if self.state else "no record any more"
+        taken_back = self.withdrawn or self.overruled
+        state = self.state.value if self.state else "not started" if taken_back else "no record any more"
         for said, words in (
             (self.came_too_late, "came too late"),
             (self.withdrawn, "withdrawn"),
@@ -121,8 +122,9 @@ class Handles(Sequence[H], Generic[H]):
     True if any of them was applied.
     """
 
-    def __init__(self, handles: Iterable[H]) -> None:
+    def __init__(self, handles: Iterable[H], *, awaits_unclaimed: bool = True) -> None:
         self._handles = tuple(handles)
+        self._awaits_unclaimed = awaits_unclaimed
 
     @overload
     def __getitem__(self, place: int) -> H: ...
@@ -151,6 +153,14 @@ class Handles(Sequence[H], Generic[H]):
         return [handle for handle in self._handles if handle]
 
     @property
+    def awaited(self) -> list[H]:
+        """Those that `wait` waits for: the applied ones; of a workflow only those that a worker has seen.
+
+        A task of a workflow that was never sent has no end: none of it will be sent any more.
+        """
+        return [one for one in self.applied if self._awaits_unclaimed or one.previous is not None]
+
+    @property
     def refused(self) -> list[H]:
         """Those that were not; each says why."""
         return [handle for handle in self._handles if not handle]
@@ -160,13 +170,13 @@ class RequestHandles(Handles[RequestHandle]):
     """The answers to an order about many tasks. May be used from any thread."""
 
     def wait(self, timeout: float | None = None) -> dict[str, Outcome]:
-        """Wait for all that were applied, *timeout* seconds in all; the outcomes by task id.
+        """Wait for all that are `awaited`, *timeout* seconds in all; the outcomes by task id.
 
         Raises TimeoutError, and what `RequestHandle.wait` raises.
         """
         deadline = None if timeout is None else time.monotonic() + checked_seconds("timeout", timeout)
         outcomes = {}
-        for handle in self.applied:
+        for handle in self.awaited:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             outcomes[handle.task_id] = handle.wait(left)
         return outcomes
@@ -187,7 +197,8 @@ def outcome_of(answered: Answered, record: TaskRecord | None) -> Outcome | None:
     mine = [change for change in record.history if change.request_id == answered.request_id]
     verdicts = [change for change in mine if change.answer not in ("pending", None)]
     if verdicts:
-        return _outcome(record.task_id, verdicts[-1])
+        # The first: what becomes of the task later, while its record still holds the order, is not its doing.
+        return _outcome(record.task_id, verdicts[0])
     if record.request_id == answered.request_id or mine:
         # Asked, and not answered yet; or the answer is given, and not yet made final.
         return None

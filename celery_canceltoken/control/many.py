@@ -11,6 +11,7 @@ from typing import Any
 
 from celery_canceltoken.cause import Cancellation, Cause
 from celery_canceltoken.control.arguments import (
+    checked_ahead,
     checked_flag,
     checked_ids,
     checked_moment,
@@ -126,8 +127,9 @@ def criteria_of(
             raise InvalidArgumentError(
                 "until", "cannot go with where: a function of yours cannot be asked by workers; use stamps"
             )
-        moment = datetime.now(timezone.utc) + until if isinstance(until, timedelta) else until
-        seconds = (checked_moment("until", moment) - datetime.now(timezone.utc)).total_seconds()
+        ahead = isinstance(until, timedelta)
+        moment = checked_ahead("until", until) if ahead else checked_moment("until", until)
+        seconds = (moment - datetime.now(timezone.utc)).total_seconds()
         if seconds <= 0:
             raise InvalidArgumentError("until", f"{moment.isoformat()} is over")
     criteria = Criteria(

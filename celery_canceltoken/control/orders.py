@@ -10,10 +10,10 @@ from datetime import datetime, timedelta, timezone
 
 from celery_canceltoken.cause import Cancellation, Cause
 from celery_canceltoken.control.arguments import (
+    checked_ahead,
     checked_flag,
     checked_id,
     checked_moment,
-    checked_seconds,
     checked_states,
     checked_text,
 )
@@ -173,10 +173,7 @@ def reschedule_steps(
     """Ask for a task to run, or run again, at a time."""
     if (eta is None) == (countdown is None):
         raise InvalidArgumentError("eta", "give either eta or countdown")
-    if countdown is not None:
-        seconds = timedelta(seconds=checked_seconds("countdown", countdown))
-        eta = datetime.now(timezone.utc) + seconds
-    moment = checked_moment("eta", eta)
+    moment = checked_moment("eta", eta) if countdown is None else checked_ahead("countdown", countdown)
     microseconds = (moment - _EPOCH) // timedelta(microseconds=1)
     if microseconds < 0:
         raise InvalidArgumentError("eta", f"{moment.isoformat()} is before 1970")

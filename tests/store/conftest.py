@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,6 +32,7 @@ from celery_canceltoken.store.answers import (
 )
 from tests.support.orders import MESSAGE
 from tests.support.servers import EmbeddedServer
+from tests.support.waiting import wait_until
 from tests.support.workers import unique_name
 
 __all__ = ["ALICE", "BOB", "CAUSES", "KEPT", "Lab"]
@@ -89,6 +90,24 @@ class Lab:
             )
             for change in self.record.history
         ]
+
+    def heard_of(self, do: Callable[[], object]) -> list[str]:
+        """What is announced on the channel of the task's end by that."""
+        messages: list[str] = []
+        with self.redis.pubsub(ignore_subscribe_messages=True) as pubsub:
+            channel = self.store.keys.stopped(self.task_id)
+            pubsub.subscribe(channel)
+            do()
+            self.redis.publish(channel, "that was all")
+
+            def all_has_come() -> bool:
+                message = pubsub.get_message(timeout=1.0)
+                if message is not None:
+                    messages.append(message["data"])
+                return messages[-1:] == ["that was all"]
+
+            wait_until(all_has_come, description="what was published has arrived")
+        return messages[:-1]
 
     @property
     def in_outbox(self) -> bool:

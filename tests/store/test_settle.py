@@ -11,7 +11,6 @@ from celery_canceltoken.outcome import Ending
 from celery_canceltoken.states import FINAL_STATES, State
 from celery_canceltoken.store.answers import Ended, Settled
 from tests.store.conftest import ALICE, BOB, KEPT, Lab
-from tests.support.waiting import wait_until
 
 
 def revoked(lab: Lab) -> None:
@@ -171,21 +170,7 @@ def test_an_empty_batch_is_harmless(lab: Lab) -> None:
 
 def heard(lab: Lab) -> list[str]:
     """What a listener to the end of the task hears of a settlement."""
-    messages: list[str] = []
-    with lab.redis.pubsub(ignore_subscribe_messages=True) as pubsub:
-        channel = lab.store.keys.stopped(lab.task_id)
-        pubsub.subscribe(channel)
-        lab.settle("one")
-        lab.redis.publish(channel, "that was all")
-
-        def all_has_come() -> bool:
-            message = pubsub.get_message(timeout=1.0)
-            if message is not None:
-                messages.append(message["data"])
-            return messages[-1:] == ["that was all"]
-
-        wait_until(all_has_come, description="what was published has arrived")
-    return messages[:-1]
+    return lab.heard_of(lambda: lab.settle("one"))
 
 
 def test_the_end_of_a_revoked_task_is_announced(lab: Lab) -> None:

@@ -27,6 +27,9 @@ CONTINUED = Verdict(State.ENQUEUED, ResultFate.CELERY, MessageFate.CELERY, Answe
 REVOKED = Verdict(State.REVOKED, ResultFate.REVOKED, MessageFate.ACK, Answer.EFFECTIVE)
 DELETED = Verdict(State.DELETED, ResultFate.REVOKED, MessageFate.ACK, Answer.EFFECTIVE)
 QUEUED_AGAIN = Verdict(State.ENQUEUED, ResultFate.NOTHING, MessageFate.REPUBLISH, Answer.EFFECTIVE, True)
+COMPLETED = Verdict(
+    State.ENQUEUED, ResultFate.NOTHING, MessageFate.REPUBLISH, Answer.EFFECTIVE, True, completed=True
+)
 SENT_AGAIN = Verdict(State.ENQUEUED, ResultFate.CELERY, MessageFate.CELERY, Answer.EFFECTIVE, True)
 NOTHING = Verdict(None, ResultFate.NOTHING, MessageFate.ACK, Answer.TOO_LATE)
 
@@ -83,7 +86,8 @@ def table() -> Iterator[Row]:
     yield Row(Cause.DELETED, Ending.REJECTED_BACK, DELETED)
 
     yield Row(Cause.REQUEUED, Ending.CANCELLED, QUEUED_AGAIN)
-    yield Row(Cause.REQUEUED, Ending.RETURNED, QUEUED_AGAIN)
+    yield Row(Cause.REQUEUED, Ending.RETURNED, QUEUED_AGAIN, "heeded")
+    yield Row(Cause.REQUEUED, Ending.RETURNED, COMPLETED, "not heeded")
     yield Row(Cause.REQUEUED, Ending.RAISED, QUEUED_AGAIN)
     yield Row(Cause.REQUEUED, Ending.RETRIED, SENT_AGAIN)
     yield Row(Cause.REQUEUED, Ending.IGNORED, QUEUED_AGAIN)
@@ -101,10 +105,17 @@ def table() -> Iterator[Row]:
         if ending not in (*GONE, Ending.REPLACED):
             yield Row(Cause.TIMEOUT, ending, verdict)
 
-    # Nothing runs any more in a child that is gone, and what replaced a task is on its way already.
+    # Nothing runs any more in a child that is gone, and what replaced a task is on its way already. A
+    # message that comes again is answered by its claim.
+    yield Row(Cause.REVOKED, Ending.TERMINATED, REVOKED)
+    for ending in (Ending.TIME_LIMIT, Ending.TERMINATED, Ending.CHILD_LOST):
+        yield Row(Cause.DELETED, ending, DELETED)
+    listed = [(Cause.REVOKED, Ending.TERMINATED)]
+    listed += [(Cause.DELETED, ending) for ending in GONE if ending is not Ending.CHILD_LOST_BACK]
     for cause in (Cause.REVOKED, Cause.DELETED, Cause.REQUEUED, Cause.SHUTDOWN, Cause.TIMEOUT):
         for ending in (*GONE, Ending.REPLACED):
-            yield Row(cause, ending, AS_CELERY[ending])
+            if (cause, ending) not in listed:
+                yield Row(cause, ending, AS_CELERY[ending])
 
     for cause in (Cause.SUPERSEDED, Cause.LEASE_LOST):
         for ending in Ending:
@@ -204,3 +215,32 @@ def test_without_a_pending_request_the_cause_decides() -> None:
 def test_there_is_a_row_for_every_kind_of_request() -> None:
     """The store finds a row for whatever may be pending in a record."""
     assert set(rows(Ending.RETURNED, None, False, False)) == {"none", "revoke", "delete", "requeue"}
+
+
+def test_only_what_goes_back_to_its_queue_has_completed() -> None:
+    """Of an end it says nothing: what ended, ended."""
+    completed = [
+        (cause, ending)
+        for cause, ending, observed, disregarded in EVERY_COMBINATION
+        if decide(ending, cause, observed, disregarded).completed
+    ]
+    assert set(completed) == {(Cause.REQUEUED, Ending.RETURNED)}
+
+
+def test_a_deleted_task_is_never_anything_else_at_its_end() -> None:
+    """Whoever deleted it was told REVOKED at once; nothing that ends may say otherwise."""
+    for ending, observed, disregarded in itertools.product(Ending, (False, True), (False, True)):
+        verdict = decide(ending, Cause.DELETED, observed, disregarded)
+        assert verdict.state in (State.DELETED, State.ENQUEUED)
+        assert verdict.state is State.DELETED or verdict.answer is Answer.CARRIED
+
+
+@pytest.mark.parametrize(
+    ("verdict", "expected"),
+    [(REVOKED, True), (DELETED, True), (QUEUED_AGAIN, True), (COMPLETED, True), (SENT_AGAIN, False)]
+    + [(verdict, False) for verdict in (SUCCEEDED, FAILED, STRAY, TIMED_OUT, KILLED, CONTINUED, NOTHING)],
+    ids=str,
+)
+def test_what_counts_as_a_cancellation(verdict: Verdict, expected: bool) -> None:
+    """A run that ended as it was told to, rather than in a way of its own."""
+    assert verdict.is_cancellation is expected

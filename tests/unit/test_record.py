@@ -9,7 +9,7 @@ import pytest
 
 from celery_canceltoken.cause import Cause
 from celery_canceltoken.errors import RecordUnreadableError
-from celery_canceltoken.record import FORMAT, TaskRecord, parse_record
+from celery_canceltoken.record import FORMAT, READ_FIELDS, Change, TaskRecord, parse_record
 from celery_canceltoken.states import State
 
 KEY = "canceltoken:task:7"
@@ -23,7 +23,12 @@ WHOLE = {
     "reason": "customer left",
     "actor": "alice",
     "request": "request-1",
+    "kind": "revoke",
     "answer": "effective",
+    "queue": "reports",
+    "root": "root-1",
+    "eta": "1700000000000006",
+    "unkept": "too-large",
     "worker": "celery@shop",
     "owner": "agent.2",
     "execution": "execution-1",
@@ -36,9 +41,19 @@ WHOLE = {
     "delivered_at": "1700000000000003",
     "observed_at": "1700000000000004",
     "stopped_at": "1700000000000005",
+    "h0": '{"n":20,"at":"1700000000000004","state":"REVOKED","worker":"celery@shop","attempt":3,'
+    '"cause":"REVOKED","reason":"customer left","actor":"alice","request":"request-1","kind":"revoke",'
+    '"answer":"effective","completed":"1"}',
+    "h19": '{"n":19,"at":"1700000000000003"}',
 }
-OPTIONAL = sorted(set(WHOLE) - {"v", "attempt", "generation", "answer"})
-ATTRIBUTES = {"request": "request_id", "execution": "execution_id"}
+OPTIONAL = sorted(set(WHOLE) - {"v", "attempt", "generation", "h0", "h19"})
+ATTRIBUTES = {
+    "request": "request_id",
+    "kind": "request_kind",
+    "execution": "execution_id",
+    "root": "root_id",
+    "unkept": "message_not_kept",
+}
 
 
 def read(fields: dict[str, str]) -> TaskRecord:
@@ -57,7 +72,12 @@ def test_every_field_is_read() -> None:
         reason="customer left",
         actor="alice",
         request_id="request-1",
-        came_too_late=False,
+        request_kind="revoke",
+        answer="effective",
+        queue="reports",
+        root_id="root-1",
+        eta=moment + timedelta(microseconds=6),
+        message_not_kept="too-large",
         worker="celery@shop",
         owner="agent.2",
         execution_id="execution-1",
@@ -70,6 +90,22 @@ def test_every_field_is_read() -> None:
         delivered_at=moment + timedelta(microseconds=3),
         observed_at=moment + timedelta(microseconds=4),
         stopped_at=moment + timedelta(microseconds=5),
+        history=(
+            Change(moment + timedelta(microseconds=3), None, None, 0, *[None] * 6, completed=False),
+            Change(
+                at=moment + timedelta(microseconds=4),
+                state=State.REVOKED,
+                worker="celery@shop",
+                attempt=3,
+                cause=Cause.REVOKED,
+                reason="customer left",
+                actor="alice",
+                request_id="request-1",
+                request_kind="revoke",
+                answer="effective",
+                completed=True,
+            ),
+        ),
     )
 
 
@@ -144,6 +180,14 @@ def test_a_newer_format_is_refused_by_name() -> None:
         {"delivered_at": "9" * 30},
         {"observed_at": ""},
         {"stopped_at": "inf"},
+        {"eta": "soon"},
+        {"h0": ""},
+        {"h0": "[]"},
+        {"h0": "{"},
+        {"h0": '{"n":1}'},
+        {"h0": '{"n":1,"at":"x"}'},
+        {"h0": '{"n":1,"at":5,"state":"PAUSED"}'},
+        {"h0": '{"at":"5"}'},
     ],
     ids=str,
 )
@@ -165,3 +209,34 @@ def test_a_record_is_a_value() -> None:
     """A record is a picture of one moment, and nobody changes it."""
     with pytest.raises(dataclasses.FrozenInstanceError):
         read(WHOLE).state = None  # type: ignore[misc]
+
+
+def test_all_that_is_shown_is_asked_for() -> None:
+    """What a reader needs is among the fields that it reads."""
+    assert set(WHOLE) <= set(READ_FIELDS)
+    assert [name for name in READ_FIELDS if name.startswith("h")] == [f"h{place}" for place in range(20)]
+    assert len(set(READ_FIELDS)) == len(READ_FIELDS)
+
+
+def test_a_history_is_in_the_order_of_its_numbers() -> None:
+    """Wherever the lines are stored: each takes the place of the one twenty before it."""
+    lines = {f"h{n % 20}": f'{{"n":{n},"at":"{n}","attempt":{n}}}' for n in range(7, 27)}
+    history = read({"v": "1", **lines}).history
+    assert [change.attempt for change in history] == list(range(7, 27))
+
+
+@pytest.mark.parametrize(
+    ("requested", "stopped", "seconds"),
+    [
+        ("1000000", "3500000", 2.5),
+        ("1000000", "1000000", 0.0),
+        (None, "1000000", None),
+        ("1000000", None, None),
+        ("3000000", "1000000", None),
+    ],
+)
+def test_the_seconds_to_stop(requested: str | None, stopped: str | None, seconds: float | None) -> None:
+    """From the request to the end of the body; a request that came after it stopped nothing."""
+    fields = {"v": "1", "requested_at": requested, "stopped_at": stopped}
+    record = read({name: value for name, value in fields.items() if value is not None})
+    assert record.seconds_to_stop == seconds

@@ -215,3 +215,45 @@ def test_a_duration_below_the_servers_clock_is_refused(name: str) -> None:
     """A record that would be gone before it can be read is an error at start."""
     with pytest.raises(SettingsError):
         Settings.from_mapping({f"canceltoken_{name}": 0.0004})
+
+
+@pytest.mark.parametrize("policy", ["until_success", "always", "never"])
+def test_a_message_is_kept_as_one_of_three_policies_says(policy: str) -> None:
+    """Each is taken by its name."""
+    assert Settings.from_mapping({"canceltoken_keep_message": policy}).keep_message == policy
+
+
+@pytest.mark.parametrize("value", ["until-success", "ALWAYS", "", None, True, ["always"], 0], ids=repr)
+def test_a_bad_policy_is_refused(value: Any) -> None:
+    """With the names of those there are."""
+    with pytest.raises(SettingsError, match="must be one of until_success, always, never, not ") as told:
+        Settings.from_mapping({"canceltoken_keep_message": value})
+    assert told.value.setting == "canceltoken_keep_message"
+
+
+@pytest.mark.parametrize("limit", [0, 1, 10**9])
+def test_a_limit_is_a_number_of_bytes(limit: int) -> None:
+    """0 keeps nothing."""
+    assert Settings.from_mapping({"canceltoken_message_limit": limit}).message_limit == limit
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, "64k", None, True, math.inf], ids=repr)
+def test_a_bad_limit_is_refused(value: Any) -> None:
+    """What is no whole number of bytes is an error with the setting's name."""
+    with pytest.raises(SettingsError, match="must be a number of bytes, 0 or more, not ") as told:
+        Settings.from_mapping({"canceltoken_message_limit": value})
+    assert told.value.setting == "canceltoken_message_limit"
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_tracking_is_on_or_off(value: bool) -> None:
+    """A flag is a flag."""
+    assert Settings.from_mapping({"canceltoken_track_enqueued": value}).track_enqueued is value
+
+
+@pytest.mark.parametrize("value", ["yes", 1, 0, None, []], ids=repr)
+def test_a_bad_flag_is_refused(value: Any) -> None:
+    """What is neither true nor false is an error with the setting's name."""
+    with pytest.raises(SettingsError, match="must be True or False, not ") as told:
+        Settings.from_mapping({"canceltoken_track_enqueued": value})
+    assert told.value.setting == "canceltoken_track_enqueued"
