@@ -135,10 +135,10 @@ class AsyncRequestHandles(Handles[AsyncRequestHandle]):
     """The answers to an order about many tasks."""
 
     async def wait(self, timeout: float | None = None) -> dict[str, Outcome]:
-        """Wait for all that were applied, *timeout* seconds in all; the outcomes by task id."""
+        """Wait for all that are `awaited`, *timeout* seconds in all; the outcomes by task id."""
         deadline = None if timeout is None else time.monotonic() + checked_seconds("timeout", timeout)
         outcomes = {}
-        for handle in self.applied:
+        for handle in self.awaited:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             outcomes[handle.task_id] = await handle.wait(left)
         return outcomes
@@ -265,7 +265,9 @@ async def revoke_workflow(
     """Ask all of a workflow to stop; see `celery_canceltoken.revoke_workflow`."""
     app, _ = resolve(workflow, app)
     ids = [workflow] if isinstance(workflow, str) else ids_of(workflow, with_parents=True)
-    return await _several(app, revoke_workflow_steps(_calls(app), ids, reason=reason, actor=actor))
+    answers = await _perform(app, revoke_workflow_steps(_calls(app), ids, reason=reason, actor=actor))
+    handles = [AsyncRequestHandle(app, one) for one in answers]
+    return AsyncRequestHandles(handles, awaits_unclaimed=False)
 
 
 @overload

@@ -252,7 +252,9 @@ def revoke_workflow(
     """
     app, _ = resolve(workflow, app)
     ids = [workflow] if isinstance(workflow, str) else ids_of(workflow, with_parents=True)
-    return _several(app, revoke_workflow_steps(client_store(app).calls, ids, reason=reason, actor=actor))
+    store = client_store(app)
+    answers = _perform(app, revoke_workflow_steps(store.calls, ids, reason=reason, actor=actor))
+    return RequestHandles((RequestHandle(store, one) for one in answers), awaits_unclaimed=False)
 
 
 @overload

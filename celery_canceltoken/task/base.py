@@ -136,6 +136,14 @@ class CancellableTask(Task):  # type: ignore[type-arg]
             execution.source.token.raise_if_cancelled()
         return super().retry(*args, **kwargs)
 
+    def on_cancelled(self, cause: Cause, task_id: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Hook for tasks to override: a run ended as it was told to, or never started for that.
+
+        Called where the body runs (or would have), after the outcome is decided, and before the result
+        is written or the message goes back: what is cleaned up here is clean before the next run. What
+        it raises is logged and changes nothing. Celery's `on_failure` is not called for a cancellation.
+        """
+
     def start_strategy(self, app: Any, consumer: Any, **kwargs: Any) -> Any:
         """Prepare for a worker's messages, with a request class of the user's combined with ours."""
         # Imported here: it is the worker's, and app code has no use for it.

@@ -152,6 +152,17 @@ def test_chain_by_the_id_of_its_first_task(main_worker: CeleryWorker) -> None:
     assert (Job(last.parent).starts(), Job(last).starts()) == (0, 0)
 
 
+def test_waiting_for_a_chain_is_waiting_for_what_has_begun(main_worker: CeleryWorker) -> None:
+    """What was never sent has a handle, and no end: only the member that ran is waited for."""
+    tasks = main_worker.client.tasks
+    last = chain(tasks["act"].si("stop"), tasks["act"].si("return")).apply_async()
+    first = Job(last.parent).wait_until_started()
+    handles = revoke_workflow(last)
+    assert {handle.task_id for handle in handles.applied} == {first.id, last.id}
+    outcomes = handles.wait(timeout=10)
+    assert {task_id: outcome.state for task_id, outcome in outcomes.items()} == {first.id: State.REVOKED}
+
+
 def test_running_member_that_does_not_look_is_followed_by_nothing(
     main_worker: CeleryWorker, gate: str
 ) -> None:
