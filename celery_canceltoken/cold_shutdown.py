@@ -25,23 +25,28 @@ def before_soft_shutdown(worker: Any, agent: Agent) -> None:
     celerys_wait = worker.wait_for_soft_shutdown
 
     def wait() -> None:
-        soft = worker.app.conf.worker_soft_shutdown_timeout or 0.0
+        conf = worker.app.conf
+        soft = conf.worker_soft_shutdown_timeout or 0.0
         agent.shutdown.begin_shutdown(hurry=soft <= 0)
-        patience = max(soft, agent.settings.terminate_grace)
-        deadline = time.monotonic() + patience
-        if worker.app.conf.worker_enable_soft_shutdown_on_idle or _has_other_tasks(agent):
-            celerys_wait()
         # Elsewhere bodies are part of the thread that is in this handler, and go on when it returns.
-        while (
-            isinstance(worker.pool, (PreforkPool, ThreadPool))
-            and agent.live()
-            and time.monotonic() < deadline
-        ):
-            time.sleep(_LOOK)
+        apart = isinstance(worker.pool, (PreforkPool, ThreadPool))
+        if conf.worker_enable_soft_shutdown_on_idle or _has_other_tasks(agent):
+            celerys_wait()
+        elif apart:
+            _wait_for_bodies(agent, soft)
+        agent.shutdown.begin_shutdown(hurry=True)
+        if apart:
+            _wait_for_bodies(agent, agent.settings.terminate_grace)
         # Celery takes no messages from here on.
         agent.shutdown.close()
 
     worker.wait_for_soft_shutdown = wait
+
+
+def _wait_for_bodies(agent: Agent, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while agent.live() and time.monotonic() < deadline:
+        time.sleep(_LOOK)
 
 
 def _has_other_tasks(agent: Agent) -> bool:

@@ -207,6 +207,8 @@ class Execution:
                     return answer
             elif answer.same_send and not claim.late_ack:
                 return ClaimAnswer(ClaimVerdict.SKIP, why="it is running")
+            if not runtime.port.takes_work and self.message is not None:
+                self._send_back_untouched(runtime, self.message)
             # A late-acknowledged copy may be all that is left of the task if the first run dies now, and
             # the id sent again on purpose has to wait its turn: neither may be dropped.
             time.sleep(pause)
