@@ -1,8 +1,8 @@
-"""The demonstration: a long task runs in a real worker, and this process stops it midway.
+"""The demonstration: a long task in a real worker is stopped midway, and another one outlives its worker.
 
     python examples/demo.py
 
-It brings its own server and worker, and takes both along when it ends. The exit code is 0 only if all that it
+It brings its own server and workers, and takes them along when it ends. The exit code is 0 only if all that it
 prints has happened.
 """
 
@@ -28,7 +28,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from celery_canceltoken import State, TaskRecord, revoke
+from celery_canceltoken import State, TaskRecord, get_record, revoke
 
 SECONDS = 6.0
 """How long the task would take if it were left alone."""
@@ -48,12 +48,12 @@ def main() -> int:
     # As with Ctrl-C, so that a container that is stopped cleans up, too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with EmbeddedServer() as server, Worker(server.url) as worker:
-            try:
-                demonstrate(worker)
-            except Exception:
-                print(f"\nthe end of the worker's log:\n{worker.log_tail()}\n")
-                raise
+        with EmbeddedServer() as server:
+            with Worker(server.url, "first") as first:
+                revoke_midway(first)
+                result = shut_down_midway(first)
+            with Worker(server.url, "second") as second:
+                finish_elsewhere(result, first, second)
     except KeyboardInterrupt:
         console.print("interrupted")
         return 130
@@ -65,15 +65,15 @@ def main() -> int:
     return 0
 
 
-def demonstrate(worker: Worker) -> None:
-    """Start the task, stop it, and look at what came of it. Raises DemonstrationError."""
+def revoke_midway(worker: Worker) -> None:
+    """The first act: start the task, stop it, and look at what came of it. Raises DemonstrationError."""
     # The app reads its server's address when it is imported.
     from demo_app import checksum_everything
 
     console.print(f"worker  {' '.join(worker.command)}")
     result = checksum_everything.delay(SECONDS)
     console.print(f"task    {result.id}, checksums of the standard library")
-    watch_until(STOP_AT, result, worker)
+    watch(result, worker, until=STOP_AT)
 
     handle = revoke(result, reason=REASON, actor=ACTOR)
     check(handle.applied, f"the request was refused: {handle.refusal}")
@@ -91,28 +91,70 @@ def demonstrate(worker: Worker) -> None:
     show_result(result)
     show_finished_work(record)
 
+
+def shut_down_midway(worker: Worker) -> Any:
+    """The second act: start the task anew, and stop its worker as a deployment does."""
+    from demo_app import checksum_everything
+
+    result = checksum_everything.delay(SECONDS)
+    console.print(f"\ntask    {result.id}, the same once more")
+    watch(result, worker, until=STOP_AT)
+
+    began = time.monotonic()
     exit_code = worker.stop()
     check(exit_code == 0, f"the worker ended with {exit_code}")
-    console.print("the worker has stopped as asked")
+    console.print(f"SIGTERM: the worker was gone after {time.monotonic() - began:.1f} s")
+    record = get_record(result)
+    check(
+        record is not None and record.state is State.ENQUEUED and record.checkpoint is not None,
+        f"the task did not go back to its queue with a checkpoint: {record}",
+    )
+    return result
 
 
-def watch_until(share: float, result: Any, worker: Worker) -> None:
-    """Show how far the task is until that share of its files is done."""
+def finish_elsewhere(result: Any, first: Worker, second: Worker) -> None:
+    """Have another worker finish the same id from its checkpoint."""
+    from demo_app import add_file, nothing_done, standard_library
+
+    console.print(f"worker  {' '.join(second.command)}")
+    watch(result, second, until=None)
+    work = result.get(timeout=10)
+    record = get_record(result)
+    check(record is not None and record.attempt == 2, f"it did not take two runs: {record}")
+    check(set(work["by_worker"]) == {first.name, second.name}, f"other workers than these: {work}")
+    check(sum(work["by_worker"].values()) == work["of_files"] == work["files"], f"not each file once: {work}")
+    unbroken = nothing_done(standard_library())
+    for path in standard_library():
+        add_file(unbroken, path)
+    check(work["digest"] == unbroken["digest"], "the checksums are not those of a task that runs through")
+    shares = ", ".join(f"{files} by {worker}" for worker, files in work["by_worker"].items())
+    console.print(
+        f"[bold]{result.state}[/bold], the same id: [bold]{work['files']} files[/bold], {shares}; "
+        "the checksum is that of an unbroken run"
+    )
+    exit_code = second.stop()
+    check(exit_code == 0, f"the worker ended with {exit_code}")
+
+
+def watch(result: Any, worker: Worker, until: float | None) -> None:
+    """Show how far the task is until that share of its files is done; None: until it has ended."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task("waiting for the worker", total=None)
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             check(worker.is_running, f"the worker ended with {worker.exit_code}")
-            check(not result.ready(), "the task ended before anybody had asked it to")
             # One reading: the state and the progress of two moments need not agree.
             work = result.info
             if isinstance(work, dict) and work.get("of_files"):
                 progress.update(
                     bar, description="files", completed=work["files"], total=work["of_files"], refresh=True
                 )
-                if work["files"] >= share * work["of_files"]:
+                if until is not None and work["files"] >= until * work["of_files"]:
                     return
+            if result.ready():
+                check(until is None, "the task ended before anybody had asked it to")
+                return
             time.sleep(0.05)
     raise DemonstrationError("the task did not come that far within two minutes")
 
@@ -174,8 +216,9 @@ def check(condition: bool, otherwise: str) -> None:
 class Worker:
     """A `celery worker` as anybody would start it, and its log."""
 
-    def __init__(self, url: str) -> None:
-        self.command = ["celery", "-A", "demo_app", "worker", "--pool", "prefork", "--concurrency", "2"]
+    def __init__(self, url: str, name: str) -> None:
+        self.name = f"{name}@demo"
+        self.command = ["celery", "-A", "demo_app", "worker", "--concurrency", "2", "--hostname", self.name]
         self._url = url
 
     def __enter__(self) -> Worker:
@@ -193,7 +236,9 @@ class Worker:
         )
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, Exception):
+            print(f"\nthe end of the log of {self.name}:\n{self.log_tail()}\n")
         self._process.end()
         shutil.rmtree(self._folder, ignore_errors=True)
 
