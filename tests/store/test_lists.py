@@ -282,7 +282,7 @@ CRITERIA: list[tuple[dict[str, object], set[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("asked", "found"), CRITERIA, ids=str)
+@pytest.mark.parametrize(("asked", "found"), CRITERIA)
 def test_every_criterion_counts(lab: Lab, asked: dict[str, object], found: set[str]) -> None:
     """A page shows what fits all that was said."""
     lab.other("runs").run("one")
