@@ -131,12 +131,17 @@ def test_requeue_of_a_client_that_dies_after_it_has_published(
     assert worker.stop() == 0
     elsewhere = worker_factory(pool="solo", queue=unique_name("elsewhere"), configuration=KEPT)
     order_and_die(worker, "requeue", job, f"after {CLIENT_PUBLISHES}")
+    # Goes between the two copies, so that the second one finds a record that is final.
+    gate = unique_name("gate")
+    between = send(worker, "return_unlooked", gate)
     redis = job.app.backend.client
-    wait_until(lambda: redis.llen(queue) == 2, timeout=PATIENCE, description="an agent has sent it as well")
+    wait_until(lambda: redis.llen(queue) == 3, timeout=PATIENCE, description="an agent has sent it as well")
     assert f"{job.id} sent back to its queue" in elsewhere.logs()
     heir = worker_factory(pool="threads", concurrency=1, configuration=KEPT)
-    heir.wait_for_log(f"wait[{job.id}] ignored", timeout=PATIENCE)
+    between.wait_until_started(timeout=PATIENCE)
     assert job.wait_until_final().state is State.SUCCEEDED
+    open_gate(job.app, gate)
+    heir.wait_for_log(f"wait[{job.id}] ignored", timeout=PATIENCE)
     wait_until_all_is_carried_out(job, queue)
     assert job.starts() == 2
 
@@ -253,13 +258,18 @@ def test_requeue_between_the_death_of_a_worker_and_its_discovery(
     assert job.starts() == 2
 
 
-def test_worker_that_slept_while_its_task_was_sent_back(worker_factory: WorkerFactory) -> None:
+def test_worker_that_slept_while_its_task_was_sent_back(worker_factory: WorkerFactory, queue: str) -> None:
     """What the body of a worker without a lease comes to counts for nothing once the task is another's."""
-    sleeper = worker_factory(pool="threads", concurrency=1, configuration=QUICK)
+    # Long enough for the broker to have given up waiting with the sleeper.
+    configuration = {**QUICK, "canceltoken_lease_duration": 3.0}
+    sleeper = worker_factory(pool="threads", concurrency=1, configuration=configuration)
     gate = unique_name("gate")
     job = send(sleeper, "return_unlooked", gate).wait_until_started()
     before = job.record()
     assert before is not None
+    # Else the broker may give it the message that it does not wake up for.
+    job.app.control.cancel_consumer(queue, destination=[sleeper.name])
+    sleeper.wait_for_log(f"Canceling queue {queue}", timeout=PATIENCE)
     sleeper.kill(signal.SIGSTOP)
     store = client_store(job.app)
     wait_until(lambda: not store.is_alive(before.owner or ""), description="its lease has run out")
@@ -281,7 +291,9 @@ def test_worker_that_slept_while_its_task_was_sent_back(worker_factory: WorkerFa
 def test_renewal_that_is_cut_short_is_completed_by_the_next_beat(worker_factory: WorkerFactory) -> None:
     """A worker that lost its lease, and then the store as it took its tasks over, takes them over later."""
     fails = {"CT_FAILS_ONCE": "celery_canceltoken.store.redis_store:RedisStore.adopt"}
-    worker = worker_factory(pool="threads", concurrency=1, configuration=QUICK, environment=fails)
+    # Longer than the pause after a failure: the next beat finds the new lease in place.
+    configuration = {**QUICK, "canceltoken_lease_duration": 3.0}
+    worker = worker_factory(pool="threads", concurrency=1, configuration=configuration, environment=fails)
     job = send(worker, "wait", 60).wait_until_started()
     before = job.record()
     assert before is not None
