@@ -50,6 +50,7 @@ from celery_canceltoken.control.orders import (
     withdraw_steps,
 )
 from celery_canceltoken.control.steps import Ask, Steps, act
+from celery_canceltoken.draining import ask_worker
 from celery_canceltoken.record import TaskRecord
 from celery_canceltoken.store.async_store import AsyncStore
 from celery_canceltoken.store.calls import Calls
@@ -59,6 +60,7 @@ __all__ = [
     "AsyncRequestHandles",
     "close",
     "delete",
+    "drain",
     "get_record",
     "list_records",
     "requeue",
@@ -68,6 +70,7 @@ __all__ = [
     "revoke_many",
     "revoke_where",
     "revoke_workflow",
+    "undrain",
     "withdraw",
 ]
 
@@ -319,6 +322,20 @@ async def revoke_where(
     if checked_flag("dry_run", dry_run):
         return await _perform(app, select_steps(calls, criteria, decode))
     return await _several(app, revoke_where_steps(calls, criteria, decode, reason=reason, actor=actor))
+
+
+async def drain(worker: str, *, timeout: float = 1.0, app: Celery | None = None) -> bool:
+    """Empty one worker without stopping it; see `celery_canceltoken.drain`."""
+    app, _ = resolve("", app)
+    name, seconds = checked_id(worker, "worker"), checked_seconds("timeout", timeout)
+    return await asyncio.to_thread(ask_worker, app, name, drain=True, timeout=seconds)
+
+
+async def undrain(worker: str, *, timeout: float = 1.0, app: Celery | None = None) -> bool:
+    """Have a drained worker take tasks again; see `celery_canceltoken.undrain`."""
+    app, _ = resolve("", app)
+    name, seconds = checked_id(worker, "worker"), checked_seconds("timeout", timeout)
+    return await asyncio.to_thread(ask_worker, app, name, drain=False, timeout=seconds)
 
 
 async def get_record(task_id: Task, *, app: Celery | None = None) -> TaskRecord | None:

@@ -94,6 +94,9 @@ class RedisStore:
 
         Where the server goes away in between, none of the answers is known.
         """
+        if len(calls) == 1:
+            # A pipeline would ask first whether the server knows the script.
+            return [self.ask(calls[0])]
         answers: list[T] = []
         for start in range(0, len(calls), _BATCH):
             batch = calls[start : start + _BATCH]
