@@ -449,3 +449,17 @@ def test_scheduled_task_can_be_revoked(main_worker: CeleryWorker) -> None:
     assert reschedule(job.id, countdown=1, app=main_worker.client)
     assert revoke(job.id, app=main_worker.client).wait(15).state is State.REVOKED
     assert job.starts() == 1
+
+
+def test_reschedule_to_a_later_time(main_worker: CeleryWorker) -> None:
+    """A copy for an earlier time, which a worker holds already, does not run when that comes."""
+    job = failed(main_worker)
+    first = reschedule(job.id, countdown=0.4, app=main_worker.client)
+    eta = datetime.now(timezone.utc) + timedelta(seconds=1.2)
+    second = reschedule(job.id, eta=eta, app=main_worker.client)
+    assert (first.applied, second.applied, second.previous) == (True, True, State.SCHEDULED)
+    assert job.wait_until_stored("SUCCESS") == SECOND_RUN
+    record = job.wait_until_final()
+    assert record.started_at is not None
+    assert record.started_at >= eta
+    assert (job.starts(), record.generation) == (2, 2)
