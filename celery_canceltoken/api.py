@@ -88,7 +88,7 @@ def revoke(
     request is kept for `canceltoken_request_expires` and used up by the next message with that id.
     With ``store_down="broadcast"`` a store that does not answer is no error: the workers that are
     online are told by Celery's own revoke, and the handle is false, with `broadcast` set. The app is
-    that of the AsyncResult, else *app*, else Celery's current one.
+    *app*, else that of the AsyncResult, else Celery's current one.
 
     Safe from any thread and process. Raises InvalidArgumentError and SettingsError (nothing was
     written), StoreUnavailableError (the store did not answer: not known to be applied; asking again
@@ -163,7 +163,7 @@ def reschedule(
     """Ask for a task to run, or run again, at *eta* (with a time zone) or in *countdown* seconds.
 
     As `requeue`, but for the time; and a task that waits in its queue, or for a time, is moved to the
-    new one where its message is kept already (`canceltoken_track_enqueued`, a retry, a requeue).
+    new one where its message is kept already (`canceltoken_track_enqueued`, a requeue).
     Hangfire's `Reschedule`.
     """
     app, task = resolve(task_id, app)

@@ -63,7 +63,7 @@ _UNKEPT = {
     "too-large": "it is larger than canceltoken_message_limit",
     "not-json": "a header of it cannot be kept as JSON",
     "unreadable": "it came in a form that cannot be sent again",
-    "": "the task has succeeded or was deleted, or its record was lost in between",
+    "": "the task has succeeded, was deleted or waits for a retry, or its record was lost in between",
 }
 
 

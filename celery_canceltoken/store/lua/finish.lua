@@ -79,6 +79,8 @@ elseif row.state == 'ENQUEUED' then
   fields.state = 'ENQUEUED'
   -- A message that goes back to the broker comes again with the generation it had.
   fields.generation = row.next_generation and generation_of(record) + 1 or arg.generation
+  -- Nor is the message of the run that ends the one that a retry, or what replaces the task, comes with.
+  if row.next_generation then fields.message = '' end
   move(KEYS[1], arg, record, fields, at)
   if row.answer ~= 'carried' then tell_waiters(arg.prefix, arg.task, record) end
 else
