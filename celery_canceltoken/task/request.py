@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from signal import SIGTERM
+from signal import SIGKILL, SIGTERM
 from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback  # type: ignore[attr-defined]
@@ -30,7 +30,6 @@ __all__ = ["CancellableRequest"]
 logger = logging.getLogger("celery_canceltoken.worker")
 
 # How Celery puts it, in one release or the other, that a child is gone.
-_KILL = "SIGKILL"
 _LOST = (WorkerLostError, SystemExit, KeyboardInterrupt)
 
 
@@ -147,7 +146,7 @@ class CancellableRequest(Request):
             logger.warning("task %s[%s] has not stopped in time: its process is killed", self.name, self.id)
             for execution in executions:
                 agent.evict(execution)
-            pool.terminate_job(self.worker_pid, _KILL)
+            pool.terminate_job(self.worker_pid, SIGKILL)
             worker_state.task_ready(self)
             self._already_cancelled = True
 
