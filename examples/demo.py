@@ -2,8 +2,8 @@
 
     python examples/demo.py
 
-It brings its own server and workers, and takes them along when it ends. The exit code is 0 only if all that it
-prints has happened.
+It brings its own server and workers, and takes them along when it ends. The exit code is 0 only if all that
+it prints has happened.
 """
 
 from __future__ import annotations

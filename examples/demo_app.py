@@ -37,8 +37,8 @@ class Work(TypedDict):
 def checksum_everything(self: CancellableTask, seconds: float, token: CancellationToken) -> Work:
     """Compute the SHA-256 checksum of every file of the Python standard library, in about `seconds`.
 
-    Told to stop, it saves a checkpoint and returns what it has done so far instead of raising. The record of a
-    revoked task keeps that. After a shutdown of its worker the task runs again, and goes on from the checkpoint.
+    Told to stop, it saves a checkpoint and returns what it has done so far instead of raising. The record of
+    a revoked task keeps that. After a shutdown of its worker it runs again, and goes on from the checkpoint.
     """
     execution = current_execution()
     files = standard_library()
