@@ -9,7 +9,7 @@ from pathlib import Path
 
 import redis
 
-from benchmarks import check, latency, traffic
+from benchmarks import check, latency, shutdown, traffic
 from benchmarks.report import Row, as_markdown, show
 from examples.embedded_valkey import EmbeddedServer
 
@@ -18,6 +18,8 @@ def main() -> int:
     """Run all benchmarks."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--rounds", type=int, default=100, help="revocations per pool (default: 100)")
+    parser.add_argument("--stops", type=int, default=10, help="workers to stop per pool and kind of body")
+    parser.add_argument("--only", metavar="NAME", help="checks, latency, shutdown, commands or connections")
     parser.add_argument("--idle", type=float, default=30.0, help="seconds to watch an idle worker")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the table as Markdown as well")
     options = parser.parse_args()
@@ -43,9 +45,12 @@ def _measure(server: EmbeddedServer, options: argparse.Namespace, rows: list[Row
     for name, measurement in (
         ("checks", check.measure()),
         ("latency", latency.measure(server.url, options.rounds)),
+        ("shutdown", shutdown.measure(server.url, options.stops)),
         ("commands", traffic.measure_commands(server, options.idle)),
         ("connections", traffic.measure_connections(server)),
     ):
+        if options.only not in (None, name):
+            continue
         print(f"measuring {name} ...", file=sys.stderr)
         rows.extend(measurement)
 

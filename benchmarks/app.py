@@ -23,6 +23,10 @@ def make_app(url: str) -> Celery:
     app.task(base=Task, name="plain")(plain_task)
     app.task(base=CancellableTask, name="cancellable")(cancellable_task)
     app.task(base=CancellableTask, name="wait_for_cancellation", bind=True)(wait_for_cancellation)
+    for name, body in (("wait", wait_for_cancellation), ("compute", compute_until_cancelled)):
+        # So that nobody is left to run it: what is measured ends there.
+        options = {"base": CancellableTask, "bind": True, "shutdown_policy": "fail"}
+        app.task(name=f"{name}_until_shutdown", **options)(body)
     return app
 
 
@@ -38,6 +42,16 @@ def wait_for_cancellation(self: CancellableTask, token: CancellationToken) -> No
     """Note the moment at which the wait has ended; the clock is the same in all processes."""
     self.backend.client.rpush(READY, self.request.id)
     token.wait(30)
+    now = time.monotonic_ns()
+    self.backend.client.rpush(STAMPS, now)
+
+
+def compute_until_cancelled(self: CancellableTask, token: CancellationToken) -> None:
+    """The same for a body that never waits."""
+    self.backend.client.rpush(READY, self.request.id)
+    number = 0
+    while not token.cancel_requested:
+        number += 1
     now = time.monotonic_ns()
     self.backend.client.rpush(STAMPS, now)
 

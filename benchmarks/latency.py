@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
 import redis
@@ -14,6 +14,7 @@ from benchmarks.app import READY, make_app
 from benchmarks.processes import Background, worker
 from benchmarks.report import Row
 from benchmarks.stream_reader import STAMPS, STREAM
+from benchmarks.timing import answers, milliseconds_since, pop, rest
 from celery_canceltoken import State, revoke
 
 __all__ = ["measure"]
@@ -31,7 +32,7 @@ def measure(url: str, rounds: int) -> Iterator[Row]:
             Background("benchmarks.stream_reader", url, ready=lambda: client.lpop(STAMPS) is not None)
         )
         for pool in POOLS:
-            stack.enter_context(worker(url, pool, queue=pool, ready=_ready(app, pool)))
+            stack.enter_context(worker(url, pool, queue=pool, ready=answers(app, pool)))
         raw: list[float] = []
         ours: dict[str, list[float]] = {pool: [] for pool in POOLS}
         for number in range(-5, rounds):
@@ -53,45 +54,24 @@ def measure(url: str, rounds: int) -> Iterator[Row]:
         )
 
 
-def _ready(app: Celery, queue: str) -> Callable[[], bool]:
-    result = app.tasks["plain"].apply_async(queue=queue)
-    return lambda: bool(result.ready())
-
-
 def _raw_wake_up(client: redis.Redis) -> float:
-    _rest()
+    rest()
     began = time.monotonic_ns()
     client.xadd(STREAM, {"task": "0" * 36, "execution": "0" * 32})
-    return _milliseconds_since(began, _pop(client, STAMPS))
+    return milliseconds_since(began, pop(client, STAMPS))
 
 
 def _revoke_to_observed(app: Celery, client: redis.Redis, pool: str) -> float:
     result = app.tasks["wait_for_cancellation"].apply_async(queue=pool)
-    _pop(client, READY)
-    _rest()
+    pop(client, READY)
+    rest()
     began = time.monotonic_ns()
     handle = revoke(result)
-    sample = _milliseconds_since(began, _pop(client, STAMPS))
+    sample = milliseconds_since(began, pop(client, STAMPS))
     outcome = handle.wait(timeout=30)
     if outcome.state is not State.REVOKED:
         raise RuntimeError(f"the body was not told: {outcome}")
     return sample
-
-
-def _rest() -> None:
-    # Let all that the set-up has woken fall asleep again: both readers are measured from there.
-    time.sleep(0.02)
-
-
-def _pop(client: redis.Redis, key: str) -> str:
-    popped = client.blpop([key], timeout=30)
-    if popped is None:
-        raise RuntimeError(f"nothing came to {key}")
-    return str(popped[1])
-
-
-def _milliseconds_since(began: int, moment: str) -> float:
-    return (int(moment) - began) / 1e6
 
 
 def _summary(times: Sequence[float]) -> str:

@@ -43,9 +43,13 @@ class Background:
             time.sleep(0.1)
         return self
 
+    def send_signal(self, number: int) -> None:
+        """Signal the process, and none of its children."""
+        self._process.send_signal(number)
+
     def __exit__(self, *_: object) -> None:
         # In order, if it can: what a killed worker leaves in the store would be looked after by the next.
-        self._process.send_signal(signal.SIGTERM)
+        self.send_signal(signal.SIGTERM)
         try:
             self._process.wait(20)
         finally:

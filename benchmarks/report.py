@@ -22,6 +22,9 @@ LEGEND = """\
 - *revoke() to observed*: from just before the call in one process to the return of `token.wait()` in the
   worker; every round has a raw one beside it. Several processes have to wake one after the other, so the
   figure grows on a machine without a free core.
+- *raw signal*: from just before `kill()` to the return of `recv()` in a thread that a signal handler woke.
+- *SIGTERM to observed*: from just before the signal to the body's knowing, one worker for each figure. A body
+  that is *waiting* is in `token.wait()`; one that is *computing* asks `token.cancel_requested` in a loop.
 - *commands*: what reaches the server over the worker's connections, as MONITOR shows it. *Its worker's* are
   those that no body waits for; *by difference* counts everything, less the same for a plain task.
 - *connections*: the open ones of a worker that has used all four bodies and has stopped a task.
