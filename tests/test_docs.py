@@ -53,11 +53,12 @@ class Page:
             with (self._directory / block["name"]).open("a", encoding="utf-8") as file:
                 file.write(SERVER.sub(self._url, block["text"]) + "\n\n")
 
-    def start_worker(self, app: str) -> WorkerProcess:
+    def start_worker(self, app: str, *, purge: bool = True) -> WorkerProcess:
         """Start `celery -A app worker --loglevel INFO` on the saved files, or start it again."""
         self.stop_worker()
         assert self._directory is not None
-        self._purge(app)
+        if purge:
+            self._purge(app)
         command = ["celery", "-A", app, "worker", "--loglevel", "INFO", *QUICK]
         self.worker = WorkerProcess(command, environment={}, python_path=[self._directory])
         self.worker.start()
@@ -173,6 +174,7 @@ CELERY_ENDINGS = [
     ("was killed by `terminate=True`", Ending.TERMINATED, (True, False)),
     ("was lost with its child process", Ending.CHILD_LOST, (True, False)),
     ("was lost, and Celery gives", Ending.CHILD_LOST_BACK, (True, False)),
+    ("was killed by the shutdown", Ending.EVICTED, (False,)),
 ]
 
 
@@ -183,7 +185,9 @@ def test_the_table_of_celerys_endings_is_the_outcome_function() -> None:
     assert len(rows) == len(CELERY_ENDINGS)
     for row, (beginning, ending, observed) in zip(rows, CELERY_ENDINGS, strict=True):
         assert row[0].startswith(beginning)
-        for cell, cause in zip(row[1:], (None, *REQUESTED), strict=True):
+        # Nobody else kills in that way.
+        nobody = Cause.SHUTDOWN if ending is Ending.EVICTED else None
+        for cell, cause in zip(row[1:], (nobody, *REQUESTED), strict=True):
             for seen in observed:
                 state = decide(ending, cause, seen).state
                 assert state is not None
@@ -221,6 +225,42 @@ def test_what_delete_and_requeue_come_to_is_the_outcome_function(page: str, head
                 assert verdict.state is not None
                 assert code_of(cell) == verdict.state.value, (row[0], cause)
                 assert ("completed" in cell) == verdict.completed, (row[0], cause)
+
+
+ENDINGS_AT_SHUTDOWN = {
+    "raised `TaskCancelled`": [(Ending.CANCELLED, True, False)],
+    "raised `TaskCancelled`, or returned, having observed": [
+        (Ending.CANCELLED, True, False),
+        (Ending.RETURNED, True, False),
+    ],
+    "returned, having observed": [(Ending.RETURNED, True, False)],
+    "returned, not having observed": [(Ending.RETURNED, False, False)],
+    "returned, after `token.disregard()`": [(Ending.RETURNED, True, True)],
+    "raised another exception": [(Ending.RAISED, True, False), (Ending.RAISED, False, False)],
+    "asked for a retry": [(Ending.RETRIED, True, False), (Ending.RETRIED, False, False)],
+    "was killed, not having looked": [(Ending.EVICTED, False, False)],
+}
+
+
+@pytest.mark.parametrize(
+    ("page", "heading", "policies"),
+    [
+        ("shutdown.md", "its body", ("requeue", "fail")),
+        ("../README.md", "its worker stops, and its body", ("requeue",)),
+    ],
+)
+def test_what_a_shutdown_comes_to_is_the_outcome_function(
+    page: str, heading: str, policies: tuple[str, ...]
+) -> None:
+    """The tables of both say what `decide` gives with each policy."""
+    rows = table_headed(page, heading)
+    assert {row[0] for row in rows} <= {"had not begun", *ENDINGS_AT_SHUTDOWN}
+    for row in rows:
+        for ending, observed, disregarded in ENDINGS_AT_SHUTDOWN.get(row[0], []):
+            for cell, policy in zip(row[-len(policies) :], policies, strict=True):
+                state = decide(ending, Cause.SHUTDOWN, observed, disregarded, policy).state
+                assert state is not None
+                assert code_of(cell) == state.value, (row[0], policy)
 
 
 def test_every_public_name_has_its_place_in_the_reference() -> None:
