@@ -31,6 +31,7 @@ COMPLETED = Verdict(
     State.ENQUEUED, ResultFate.NOTHING, MessageFate.REPUBLISH, Answer.EFFECTIVE, True, completed=True
 )
 SENT_AGAIN = Verdict(State.ENQUEUED, ResultFate.CELERY, MessageFate.CELERY, Answer.EFFECTIVE, True)
+SHUT_DOWN = Verdict(State.FAILED, ResultFate.SHUT_DOWN, MessageFate.CELERY, Answer.TOO_LATE)
 NOTHING = Verdict(None, ResultFate.NOTHING, MessageFate.ACK, Answer.TOO_LATE)
 
 
@@ -60,6 +61,7 @@ AS_CELERY = {
     Ending.TERMINATED: KILLED,
     Ending.CHILD_LOST: FAILED,
     Ending.CHILD_LOST_BACK: GIVEN_BACK,
+    Ending.EVICTED: SHUT_DOWN,
 }
 GONE = (Ending.TIME_LIMIT, Ending.TERMINATED, Ending.CHILD_LOST, Ending.CHILD_LOST_BACK)
 
@@ -76,6 +78,7 @@ def table() -> Iterator[Row]:
         yield Row(Cause.REVOKED, ending, AS_CELERY[ending], "not heeded")
     yield Row(Cause.REVOKED, Ending.RETRIED, REVOKED)
     yield Row(Cause.REVOKED, Ending.REJECTED_BACK, REVOKED)
+    yield Row(Cause.REVOKED, Ending.EVICTED, REVOKED)
 
     yield Row(Cause.DELETED, Ending.CANCELLED, DELETED)
     yield Row(Cause.DELETED, Ending.RETURNED, DELETED)
@@ -84,6 +87,7 @@ def table() -> Iterator[Row]:
     yield Row(Cause.DELETED, Ending.IGNORED, DELETED)
     yield Row(Cause.DELETED, Ending.REJECTED, DELETED)
     yield Row(Cause.DELETED, Ending.REJECTED_BACK, DELETED)
+    yield Row(Cause.DELETED, Ending.EVICTED, DELETED)
 
     yield Row(Cause.REQUEUED, Ending.CANCELLED, QUEUED_AGAIN)
     yield Row(Cause.REQUEUED, Ending.RETURNED, QUEUED_AGAIN, "heeded")
@@ -93,10 +97,12 @@ def table() -> Iterator[Row]:
     yield Row(Cause.REQUEUED, Ending.IGNORED, QUEUED_AGAIN)
     yield Row(Cause.REQUEUED, Ending.REJECTED, QUEUED_AGAIN)
     yield Row(Cause.REQUEUED, Ending.REJECTED_BACK, QUEUED_AGAIN)
+    yield Row(Cause.REQUEUED, Ending.EVICTED, QUEUED_AGAIN)
 
     yield Row(Cause.SHUTDOWN, Ending.CANCELLED, QUEUED_AGAIN)
     yield Row(Cause.SHUTDOWN, Ending.RETURNED, QUEUED_AGAIN, "heeded")
     yield Row(Cause.SHUTDOWN, Ending.RETURNED, SUCCEEDED, "not heeded")
+    yield Row(Cause.SHUTDOWN, Ending.EVICTED, QUEUED_AGAIN)
     for ending in (Ending.RAISED, Ending.RETRIED, Ending.IGNORED, Ending.REJECTED, Ending.REJECTED_BACK):
         yield Row(Cause.SHUTDOWN, ending, AS_CELERY[ending])
 
@@ -214,7 +220,23 @@ def test_without_a_pending_request_the_cause_decides() -> None:
 
 def test_there_is_a_row_for_every_kind_of_request() -> None:
     """The store finds a row for whatever may be pending in a record."""
-    assert set(rows(Ending.RETURNED, None, False, False)) == {"none", "revoke", "delete", "requeue"}
+    kinds = {"none", "revoke", "delete", "requeue", "capped"}
+    assert set(rows(Ending.RETURNED, None, False, False)) == kinds
+
+
+def test_what_was_sent_back_too_often_fails() -> None:
+    """The row beyond the cap is a failure that says why, however the body ended."""
+    for cause, ending, observed, disregarded in EVERY_COMBINATION:
+        assert rows(ending, cause, observed, disregarded)["capped"] == SHUT_DOWN
+
+
+def test_the_policy_fail_fails_what_a_shutdown_has_stopped_and_nothing_else() -> None:
+    """Where "requeue" sends a task back for a shutdown, "fail" fails it; all other rows are the same."""
+    for cause, ending, observed, disregarded in EVERY_COMBINATION:
+        sent_back = decide(ending, cause, observed, disregarded, "requeue")
+        failed = decide(ending, cause, observed, disregarded, "fail")
+        stopped = cause is Cause.SHUTDOWN and sent_back == QUEUED_AGAIN
+        assert failed == (SHUT_DOWN if stopped else sent_back)
 
 
 def test_only_what_goes_back_to_its_queue_has_completed() -> None:

@@ -29,6 +29,8 @@ WHOLE = {
     "root": "root-1",
     "eta": "1700000000000006",
     "unkept": "too-large",
+    "checkpoint": '{"row":7}',
+    "shutdowns": "2",
     "worker": "celery@shop",
     "owner": "agent.2",
     "execution": "execution-1",
@@ -46,7 +48,7 @@ WHOLE = {
     '"answer":"effective","completed":"1"}',
     "h19": '{"n":19,"at":"1700000000000003"}',
 }
-OPTIONAL = sorted(set(WHOLE) - {"v", "attempt", "generation", "h0", "h19"})
+OPTIONAL = sorted(set(WHOLE) - {"v", "attempt", "generation", "shutdowns", "h0", "h19"})
 ATTRIBUTES = {
     "request": "request_id",
     "kind": "request_kind",
@@ -78,6 +80,8 @@ def test_every_field_is_read() -> None:
         root_id="root-1",
         eta=moment + timedelta(microseconds=6),
         message_not_kept="too-large",
+        checkpoint='{"row":7}',
+        shutdown_requeues=2,
         worker="celery@shop",
         owner="agent.2",
         execution_id="execution-1",
@@ -202,7 +206,7 @@ def test_a_damaged_field_is_a_typed_error(damage: dict[str, str | None]) -> None
 
 def test_an_unknown_field_is_left_alone() -> None:
     """What a later release of the same format adds does no harm."""
-    assert read({**WHOLE, "checkpoint": "{}"}) == read(WHOLE)
+    assert read({**WHOLE, "colour": "red"}) == read(WHOLE)
 
 
 def test_a_record_is_a_value() -> None:

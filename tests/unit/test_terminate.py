@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,18 +22,26 @@ class Pool(BasePool):
         raise AssertionError("Celery's own terminate is stood in for")
 
 
+@dataclass
+class Execution:
+    """Runs in a thread: there is no child to kill."""
+
+    name: str
+    kill: None = None
+
+
 class Agent:
     """Knows some executions of the id, and holds what is to be done later."""
 
     def __init__(self, executions: list[str], grace: float) -> None:
-        self.live = executions
+        self.live = [Execution(name) for name in executions]
         self.settings = SimpleNamespace(terminate_grace=grace)
         self.plans: list[tuple[float, Callable[[], None]]] = []
 
-    def cancel(self, task_id: str, cancellation: Any) -> list[str]:
+    def cancel(self, task_id: str, cancellation: Any) -> list[Execution]:
         return list(self.live)
 
-    def runs(self, execution: str) -> bool:
+    def runs(self, execution: Execution) -> bool:
         return execution in self.live
 
     def later(self, seconds: float, call: Callable[[], None]) -> None:
@@ -72,7 +81,7 @@ def test_a_body_that_has_ended_is_not_killed(killed: list[Any]) -> None:
     """Though Celery has not heard of its end yet: the process may be at its next task."""
     agent = Agent(["e"], 5.0)
     request_of(agent).terminate(Pool())
-    agent.live.remove("e")
+    agent.live.clear()
     agent.plans[0][1]()
     assert killed == []
 
