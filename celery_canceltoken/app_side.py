@@ -8,6 +8,7 @@ from typing import Any
 from celery import Celery, current_app
 from celery.result import AsyncResult, GroupResult, ResultBase
 
+from celery_canceltoken.control.many import ForeignContentError
 from celery_canceltoken.message import KeptMessage
 from celery_canceltoken.publishing import as_sent_again, publish
 from celery_canceltoken.results import backend_of, decode_arguments, forget, write_revoked
@@ -41,7 +42,14 @@ class Actions:
 
 def decoder_of(app: Celery) -> Callable[[KeptMessage], tuple[Any, Any, Any]]:
     """Return what reads the arguments of a kept message."""
-    return lambda message: decode_arguments(app, message)
+
+    def decode(message: KeptMessage) -> tuple[Any, Any, Any]:
+        try:
+            return decode_arguments(app, message)
+        except Exception as error:
+            raise ForeignContentError(str(error)) from error
+
+    return decode
 
 
 def resolve(task: Any, app: Celery | None) -> tuple[Celery, Any]:

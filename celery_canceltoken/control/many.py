@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ from celery_canceltoken.store.calls import Calls
 
 __all__ = [
     "Criteria",
+    "ForeignContentError",
     "StoredTask",
     "criteria_of",
     "revoke_many_steps",
@@ -41,7 +43,14 @@ __all__ = [
     "select_steps",
 ]
 
-_NOT_ENDED = (State.SCHEDULED, State.ENQUEUED, State.PROCESSING)
+# One of them twice: what starts, or starts again, while the lists are read is met once at least.
+_NOT_ENDED = (State.PROCESSING, State.SCHEDULED, State.ENQUEUED, State.PROCESSING)
+
+logger = logging.getLogger("celery_canceltoken.control")
+
+
+class ForeignContentError(CancelTokenError):
+    """The arguments of a kept message are in a form that the app does not accept."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +78,12 @@ class StoredTask:
 
     @cached_property
     def args(self) -> Sequence[Any]:
-        """Its positional arguments. Raises what Celery raises of content that the app does not accept."""
+        """Its positional arguments. In a form that the app does not accept, the task is left alone."""
         return self._decoded[0]  # type: ignore[no-any-return]
 
     @cached_property
     def kwargs(self) -> Mapping[str, Any]:
-        """Its keyword arguments. Raises what Celery raises of content that the app does not accept."""
+        """Its keyword arguments. In a form that the app does not accept, the task is left alone."""
         return self._decoded[1]  # type: ignore[no-any-return]
 
     @cached_property
@@ -197,8 +206,23 @@ def select_steps(
     return [
         record
         for record, text in zip(fitting, texts, strict=True)
-        if text is not None and criteria.fit_message(StoredTask(record, KeptMessage.from_json(text), decode))
+        if text is not None and _fits(criteria, record, text, decode)
     ]
+
+
+def _fits(
+    criteria: Criteria, record: TaskRecord, text: str, decode: Callable[[KeptMessage], tuple[Any, Any, Any]]
+) -> bool:
+    try:
+        message = KeptMessage.from_json(text)
+    except ValueError as error:
+        logger.warning("task %s is left alone, for its kept message is damaged: %s", record.task_id, error)
+        return False
+    try:
+        return criteria.fit_message(StoredTask(record, message, decode))
+    except ForeignContentError as error:
+        logger.warning("task %s is left alone, for its arguments cannot be read: %s", record.task_id, error)
+        return False
 
 
 def revoke_where_steps(

@@ -154,7 +154,10 @@ def requeue_steps(calls: Calls, order: RequestOrder) -> Steps[Answered]:
     """Ask for a task to run again: where it does not run now, its message is published here."""
     (answer,) = yield Ask([calls.request(order)])
     if answer.applied and answer.outbox is not None:
-        (text,) = yield Ask([calls.message(order.task_id)])
+        ((waiting, text),) = yield Ask([calls.outbox(order.task_id)])
+        if waiting != answer.outbox:
+            # An agent was faster, and the result that may be there by now is that of the next run.
+            return answered(order, answer)
         try:
             message = KeptMessage.from_json(text or "")
             yield ForgetResult(order.task_id, message.name)

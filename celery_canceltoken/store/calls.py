@@ -145,6 +145,16 @@ class Calls:
         """Read the message that is kept of a task, as stored."""
         return Call("HGET", [self.keys.record(task_id)], ["message"], _text_or_none)
 
+    def outbox(self, task_id: str) -> Call[tuple[Enqueued | None, str | None]]:
+        """Read what of a task waits to be published, and its message as stored."""
+
+        def parse(answer: Any) -> tuple[Enqueued | None, str | None]:
+            generation, eta, message = answer
+            waiting = Enqueued(int(generation), int(eta) if eta else None) if generation else None
+            return waiting, message
+
+        return Call("HMGET", [self.keys.record(task_id)], ["outbox", "eta", "message"], parse)
+
     def published(self, task_id: str, generation: int) -> Call[bool]:
         """The message that waited in the outbox is with the broker."""
         arguments = {**self.about(task_id), "generation": generation}

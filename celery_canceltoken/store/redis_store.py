@@ -377,9 +377,7 @@ class RedisStore:
 
     def outbox_of(self, task_id: str) -> tuple[Enqueued | None, str | None]:
         """What of a task waits to be published, and its message as stored."""
-        key, fields = self.keys.record(task_id), ("outbox", "eta", "message")
-        generation, eta, message = self._call(lambda: self._client.hmget(key, *fields))
-        return (Enqueued(int(generation), int(eta) if eta else None) if generation else None), message
+        return self.ask(self.calls.outbox(task_id))
 
     def published(self, task_id: str, generation: int) -> None:
         """The message that waited in the outbox is with the broker."""
