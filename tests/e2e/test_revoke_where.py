@@ -16,6 +16,7 @@ from celery_canceltoken import (
     revoke_many,
     revoke_where,
 )
+from celery_canceltoken.configuration import client_store
 from tests.e2e.conftest import Job, open_gate, send
 from tests.support.apps.controlled import CONTROLLED_APP
 from tests.support.waiting import wait_until
@@ -149,6 +150,25 @@ def test_task_whose_message_is_not_kept_is_left_alone(main_worker: CeleryWorker,
     job = send_stamped(main_worker, "stop", tenant=tenant, task="never_kept_act").wait_until_started()
     assert list(revoke_where(stamps={"tenant": tenant}, app=main_worker.client)) == []
     assert revoke(job.result).wait(10).state is State.REVOKED
+
+
+@pytest.mark.parametrize("damage", ["damaged", "foreign"])
+def test_message_that_cannot_be_read_keeps_nobody_else_from_being_told(
+    main_worker: CeleryWorker, tenant: str, damage: str
+) -> None:
+    """A task whose kept message, or what is in it, cannot be read is left alone; the others are told."""
+    one = send_stamped(main_worker, "stop", tenant=tenant).wait_until_started()
+    spared = send_stamped(main_worker, "stop", tenant=tenant).wait_until_started()
+    store = client_store(main_worker.client)
+    kept = store.ask(store.calls.message(spared.id)) or ""
+    bad = kept.replace("application/json", "application/x-foreign") if damage == "foreign" else kept[:-9]
+    main_worker.client.backend.client.hset(store.keys.record(spared.id), "message", bad)
+    told = revoke_where(
+        stamps={"tenant": tenant}, where=lambda task: task.args is not None, app=main_worker.client
+    )
+    assert ids(told) == {one.id}
+    told.wait(10)
+    revoke(spared.result).wait(10)
 
 
 def test_predicate_that_raises(main_worker: CeleryWorker, tenant: str) -> None:
