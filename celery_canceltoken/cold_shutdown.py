@@ -26,6 +26,7 @@ def before_soft_shutdown(worker: Any, agent: Agent) -> None:
     celerys_wait = worker.wait_for_soft_shutdown
     celerys_terminate = worker.terminate
     put_off: list[Any] = []
+    had_their_time = False
 
     def wait() -> None:
         if worker.pool.is_green and not put_off:
@@ -41,9 +42,14 @@ def before_soft_shutdown(worker: Any, agent: Agent) -> None:
             worker.consumer = put_off[0]
             wait_here()
             _stop_as_celery_does(worker)
+        elif not had_their_time:
+            # No signal: a worker within another program is stopped like that.
+            wait_here()
         celerys_terminate(*args, **options)
 
     def wait_here() -> None:
+        nonlocal had_their_time
+        had_their_time = True
         conf = worker.app.conf
         soft = conf.worker_soft_shutdown_timeout or 0.0
         agent.shutdown.begin_shutdown(hurry=soft <= 0)

@@ -11,6 +11,7 @@ from celery import Celery
 
 from celery_canceltoken.errors import SettingsError
 from celery_canceltoken.settings import Settings
+from celery_canceltoken.store.agent_store import AgentStore
 from celery_canceltoken.store.async_store import AsyncStore
 from celery_canceltoken.store.breaker import Breaker
 from celery_canceltoken.store.connect import ConnectionPlan, is_redis_url
@@ -40,10 +41,10 @@ def settings_of(app: Celery) -> Settings:
     return _settings[app]
 
 
-def agent_store(app: Celery) -> RedisStore:
+def agent_store(app: Celery) -> AgentStore:
     """Make the store of one of an agent's services: a thread of its own, so one connection does."""
     _prepare(app)
-    return RedisStore(_plans[app], _settings[app], connections=_SERVICE_CONNECTIONS)
+    return AgentStore(_plans[app], _settings[app], connections=_SERVICE_CONNECTIONS)
 
 
 def body_store(app: Celery) -> RedisStore:

@@ -8,6 +8,7 @@ from typing import Any
 from billiard import get_start_method
 from celery import bootsteps, current_app, signals
 from celery.concurrency.prefork import TaskPool as PreforkPool
+from celery.worker import state as worker_state
 
 from celery_canceltoken import draining
 from celery_canceltoken.cold_shutdown import before_soft_shutdown
@@ -35,6 +36,11 @@ class _CeleryOf:
 
     def __init__(self, app: Any) -> None:
         self._app = app
+
+    def was_told_to_stop(self) -> bool:
+        """Celery's own flags: the loop that looks at them may be held up by a body."""
+        told: tuple[Any, Any] = (worker_state.should_stop, worker_state.should_terminate)
+        return any(flag is not None and flag is not False for flag in told)
 
     def complete(self, recovery: Recovery) -> None:
         """Write the Celery result that a lost worker left unwritten."""

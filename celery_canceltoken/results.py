@@ -13,6 +13,8 @@ from celery.app.task import Context
 from celery.exceptions import TaskRevokedError
 from kombu.serialization import loads, prepare_accept_content
 
+from celery_canceltoken.cause import Cause
+from celery_canceltoken.errors import ShutdownError
 from celery_canceltoken.message import KeptMessage
 from celery_canceltoken.states import State
 from celery_canceltoken.store.answers import Recovery
@@ -84,10 +86,16 @@ def complete(app: Celery, recovery: Recovery) -> None:
     elif backend.get_state(task_id) in celery_states.READY_STATES:
         return
     elif recovery.state is State.FAILED:
-        error = WorkerLostError("the worker was lost while it ran the task")
+        error = _failure_of(recovery)
         backend.mark_as_failure(task_id, error, request=request, call_errbacks=request is not None)
     elif recovery.state is State.SUCCEEDED and recovery.value:
         backend.mark_as_done(task_id, json.loads(recovery.value), request=request)
+
+
+def _failure_of(recovery: Recovery) -> Exception:
+    if recovery.cancellation is not None and recovery.cancellation.cause is Cause.SHUTDOWN:
+        return ShutdownError("did not heed the shutdown of its worker, and is not sent back to its queue")
+    return WorkerLostError("the worker was lost while it ran the task")
 
 
 def _request_of(app: Celery, message: KeptMessage) -> Context:

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from celery_canceltoken.cause import Cancellation, Cause
-from celery_canceltoken.outcome import Ending, rows
+from celery_canceltoken.outcome import Ending, ResultFate, Verdict, rows
 from celery_canceltoken.settings import Settings
+from celery_canceltoken.states import State
+from celery_canceltoken.store.agent_store import AgentStore
 from celery_canceltoken.store.answers import (
     Claim,
     ClaimVerdict,
@@ -20,7 +22,6 @@ from celery_canceltoken.store.answers import (
     Finish,
     Recovery,
 )
-from celery_canceltoken.store.redis_store import RedisStore
 from celery_canceltoken.worker.bodies import Bodies
 from celery_canceltoken.worker.celery_port import CeleryPort
 from celery_canceltoken.worker.drops import Dropped
@@ -76,7 +77,7 @@ class Agent:
 
     def __init__(
         self,
-        make_store: Callable[[], RedisStore],
+        make_store: Callable[[], AgentStore],
         settings: Settings,
         worker: str,
         *,
@@ -98,7 +99,7 @@ class Agent:
         self.world = world_of_this_process()
         self.bodies = Bodies(self.world)
         self.link = LinkServer(self) if children else None
-        self._celery = celery
+        self.celery = celery
         self._keeper = Keeper(self)
         self.shutdown = Shutdown(self)
         self._last_words: list[Callable[[], None]] | None = None
@@ -153,7 +154,7 @@ class Agent:
         if self.link is not None:
             self.link.kill_children()
 
-    def renew(self, store: RedisStore) -> None:
+    def renew(self, store: AgentStore) -> None:
         """The lease had lapsed: go on as a new incarnation, and keep what nobody has taken meanwhile."""
         old = self.owner
         self._incarnation += 1
@@ -164,7 +165,7 @@ class Agent:
         store.forget_owner(old)
         logger.warning("the lease of this worker had lapsed; it goes on as %s", self.owner)
 
-    def adopt_all(self, store: RedisStore) -> None:
+    def adopt_all(self, store: AgentStore) -> None:
         """Move what still runs under an earlier incarnation to the current one; mostly there is nothing."""
         for execution in self.live():
             if execution.claim.owner != self.owner and not execution.tripped:
@@ -232,18 +233,21 @@ class Agent:
             if (execution.claim.send, execution.claim.generation) != (send, generation):
                 continue
             if not self.takes_work and ending in (Ending.CHILD_LOST, Ending.CHILD_LOST_BACK):
-                self.evict(execution)
+                self.evict(execution, celery_tells=True)
             else:
                 cancellation = _TERMINATED if ending is Ending.TERMINATED else None
                 self._end_without_body(execution, ending, cancellation)
 
-    def evict(self, execution: LiveExecution) -> None:
-        """The worker stops, and the execution has not ended: it goes back, if its policy is that."""
+    def evict(self, execution: LiveExecution, *, celery_tells: bool = False) -> None:
+        """The worker stops, and the execution has not ended: it goes back, if its policy is that.
+
+        *celery_tells*: Celery has noticed that it is gone, and will write the result of what is lost.
+        """
         claim = execution.claim
         if claim.shutdown_policy == "ignore" or claim.unkept:
             # As Celery does: the broker brings it again if it was not acknowledged, else it is lost.
             ending = Ending.CHILD_LOST_BACK if claim.late_ack else Ending.CHILD_LOST
-            self._end_without_body(execution, ending, None)
+            self._end_without_body(execution, ending, None, untold=not celery_tells)
         else:
             cancellation = Cancellation(Cause.SHUTDOWN, "its worker is gone")
             self._end_without_body(execution, Ending.EVICTED, cancellation)
@@ -253,18 +257,26 @@ class Agent:
         return [execution for execution in self.live() if execution.claim.task_id == task_id]
 
     def _end_without_body(
-        self, execution: LiveExecution, ending: Ending, cancellation: Cancellation | None
+        self,
+        execution: LiveExecution,
+        ending: Ending,
+        cancellation: Cancellation | None,
+        *,
+        untold: bool = False,
     ) -> None:
         claim = execution.claim
         if self._live.pop(claim.execution_id, None) is None:
             return
         # Terminated it is whatever else was asked; stopped it is for a reason.
         cause = cancellation.cause if cancellation is not None and ending is Ending.EVICTED else None
+        verdicts = rows(ending, cause, observed=False, disregarded=False, policy=claim.shutdown_policy)
+        if untold:
+            verdicts = {kind: _told_by_us(verdict) for kind, verdict in verdicts.items()}
         finish = Finish(
             claim=claim,
             generation=execution.generation,
             attempt=execution.attempt,
-            rows=rows(ending, cause, observed=False, disregarded=False, policy=claim.shutdown_policy),
+            rows=verdicts,
             cancellation=cancellation,
             error=ending.value,
             bodiless=True,
@@ -321,7 +333,7 @@ class Agent:
 
         def write() -> None:
             try:
-                self._celery.complete(recovery)
+                self.celery.complete(recovery)
             except Exception:
                 # FINISHING it stays, as this agent's: whoever comes after it will try again.
                 logger.exception("the result of task %s could not be written", recovery.task_id)
@@ -335,7 +347,7 @@ class Agent:
 
         def publish() -> None:
             try:
-                self._celery.send_again(task_id)
+                self.celery.send_again(task_id)
             except Exception:
                 # In the outbox it stays: some agent will try again.
                 logger.exception("task %s could not be sent back to its queue yet", task_id)
@@ -351,7 +363,7 @@ class Agent:
 
     # -- what the store tells
 
-    def wanted(self, execution_id: str, store: RedisStore) -> None:
+    def wanted(self, execution_id: str, store: AgentStore) -> None:
         """Somebody has asked something of an execution: find out what, and trip its token."""
         self._early[execution_id] = None
         execution = self._live.get(execution_id)
@@ -367,7 +379,7 @@ class Agent:
         """The executions that run here."""
         return list(self._live.copy().values())
 
-    def obey(self, execution: LiveExecution, delivery: Delivery, store: RedisStore) -> None:
+    def obey(self, execution: LiveExecution, delivery: Delivery, store: AgentStore) -> None:
         """Do what a delivery says."""
         if delivery.verdict is DeliveryVerdict.DELIVER and delivery.cancellation is not None:
             self.trip(execution, delivery.cancellation)
@@ -378,7 +390,7 @@ class Agent:
         elif delivery.verdict is DeliveryVerdict.UNTRACKED:
             logger.warning("the record of task %s cannot be read; left alone", execution.claim.task_id)
 
-    def _write_again(self, execution: LiveExecution, store: RedisStore) -> None:
+    def _write_again(self, execution: LiveExecution, store: AgentStore) -> None:
         # Data loss, eviction, an outage at its start: no cancellation, unless another has the id now.
         claim = replace(execution.claim, owner=self.owner, generation=execution.generation)
         answer = store.claim(claim, running_attempt=execution.attempt)
@@ -387,7 +399,7 @@ class Agent:
         if overtaken or answer.verdict is ClaimVerdict.OWNED:
             self.trip(execution, _SUPERSEDED)
 
-    def _adopt(self, execution: LiveExecution, store: RedisStore) -> None:
+    def _adopt(self, execution: LiveExecution, store: AgentStore) -> None:
         claim = execution.claim
         if store.adopt(claim.task_id, claim.execution_id, claim.owner, self.owner):
             execution.claim = replace(claim, owner=self.owner)
@@ -406,3 +418,8 @@ class Agent:
         execution.told_at = time.monotonic()
         claim = execution.claim
         logger.info("task %s[%s] told to stop: %s", claim.name, claim.task_id, cancellation.cause)
+
+
+def _told_by_us(verdict: Verdict) -> Verdict:
+    fails = verdict.state is State.FAILED and verdict.result is ResultFate.CELERY
+    return replace(verdict, result=ResultFate.SHUT_DOWN) if fails else verdict

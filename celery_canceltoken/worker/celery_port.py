@@ -1,4 +1,4 @@
-"""What an agent has done by Celery: results written, messages published."""
+"""What an agent asks of Celery, and has done by it: results written, messages published."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ __all__ = ["CeleryPort"]
 
 
 class CeleryPort(Protocol):
-    """Called in the bodies' world, where it may take its time; an exception means that it was not done."""
+    """All but the first are called in the bodies' world, where they may take their time.
+
+    An exception means that it was not done.
+    """
+
+    def was_told_to_stop(self) -> bool:
+        """Tell whether this process's worker is to stop. At once, from any thread."""
 
     def complete(self, recovery: Recovery) -> None:
         """Write the Celery result that a lost worker left unwritten."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from celery_canceltoken.worker.chore import Chore
 
 if TYPE_CHECKING:
-    from celery_canceltoken.store.redis_store import RedisStore
+    from celery_canceltoken.store.agent_store import AgentStore
     from celery_canceltoken.worker.agent import Agent, LiveExecution
 
 __all__ = ["Check"]
@@ -20,7 +20,7 @@ logger = logging.getLogger("celery_canceltoken.worker")
 class Check(Chore):
     """Re-reads what is asked of every live, untripped execution; Hangfire's watcher."""
 
-    def __init__(self, agent: Agent, store: RedisStore) -> None:
+    def __init__(self, agent: Agent, store: AgentStore) -> None:
         super().__init__(agent.settings.check_interval, jitter=0.1)
         self._agent = agent
         self._store = store

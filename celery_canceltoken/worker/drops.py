@@ -17,7 +17,7 @@ from celery_canceltoken.worker.chore import NEVER, Chore
 
 if TYPE_CHECKING:
     from celery_canceltoken.record import TaskRecord
-    from celery_canceltoken.store.redis_store import RedisStore
+    from celery_canceltoken.store.agent_store import AgentStore
     from celery_canceltoken.worker.agent import Agent
 
 __all__ = ["Dropped", "Drops"]
@@ -49,7 +49,7 @@ class Drops(Chore):
     to wait for ever. Nothing is written of ids that have no record.
     """
 
-    def __init__(self, agent: Agent, store: RedisStore) -> None:
+    def __init__(self, agent: Agent, store: AgentStore) -> None:
         super().__init__(_TRY_AGAIN)
         self._agent = agent
         self._store = store

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from celery_canceltoken.worker.chore import Chore
 
 if TYPE_CHECKING:
-    from celery_canceltoken.store.redis_store import RedisStore
+    from celery_canceltoken.store.agent_store import AgentStore
     from celery_canceltoken.worker.agent import Agent
 
 __all__ = ["Heartbeat"]
@@ -17,7 +17,7 @@ __all__ = ["Heartbeat"]
 class Heartbeat(Chore):
     """Renews the lease; a lease that had lapsed makes the agent a new incarnation."""
 
-    def __init__(self, agent: Agent, store: RedisStore) -> None:
+    def __init__(self, agent: Agent, store: AgentStore) -> None:
         super().__init__(agent.settings.heartbeat_interval)
         self._agent = agent
         self._store = store

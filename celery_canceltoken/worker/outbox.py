@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from celery_canceltoken.worker.chore import Chore
 
 if TYPE_CHECKING:
-    from celery_canceltoken.store.redis_store import RedisStore
+    from celery_canceltoken.store.agent_store import AgentStore
     from celery_canceltoken.worker.agent import Agent
 
 __all__ = ["Outbox"]
@@ -18,7 +18,7 @@ _AT_ONCE = 50
 class Outbox(Chore):
     """Looks for messages that wait too long. Two copies of one do no harm: they are of one generation."""
 
-    def __init__(self, agent: Agent, store: RedisStore) -> None:
+    def __init__(self, agent: Agent, store: AgentStore) -> None:
         super().__init__(agent.settings.check_interval, jitter=0.5)
         self._agent = agent
         self._store = store

@@ -12,7 +12,7 @@ from celery_canceltoken.states import State
 from celery_canceltoken.worker.chore import Chore
 
 if TYPE_CHECKING:
-    from celery_canceltoken.store.redis_store import RedisStore
+    from celery_canceltoken.store.agent_store import AgentStore
     from celery_canceltoken.worker.agent import Agent
 
 __all__ = ["Janitor"]
@@ -25,7 +25,7 @@ _AT_ONCE = 20
 class Janitor(Chore):
     """Looks at what the owners without a lease have left, and takes it over by compare-and-set."""
 
-    def __init__(self, agent: Agent, store: RedisStore) -> None:
+    def __init__(self, agent: Agent, store: AgentStore) -> None:
         super().__init__(agent.settings.check_interval, jitter=0.5)
         self._agent = agent
         self._store = store

@@ -11,7 +11,7 @@ from celery_canceltoken.store.answers import Ended, Finish, Recovery, Settled
 from celery_canceltoken.worker.chore import NEVER, Chore
 
 if TYPE_CHECKING:
-    from celery_canceltoken.store.redis_store import RedisStore
+    from celery_canceltoken.store.agent_store import AgentStore
     from celery_canceltoken.worker.agent import Agent
 
 __all__ = ["Settler"]
@@ -30,7 +30,7 @@ class Settler(Chore):
     What the store does not take is kept and tried again, in order, until it does.
     """
 
-    def __init__(self, agent: Agent, store: RedisStore) -> None:
+    def __init__(self, agent: Agent, store: AgentStore) -> None:
         super().__init__(_TRY_AGAIN)
         self._agent = agent
         self._store = store
@@ -49,25 +49,27 @@ class Settler(Chore):
         """Write all there is, in as few commands as it takes."""
         while self._ended:
             batch = self._ended[:_BATCH]
-            for ended, owed in batch:
-                if owed is not None:
-                    self._write_finish(ended, owed)
-            settled = self._store.settle(self._agent.owner, [ended for ended, _ in batch])
-            for (ended, _), became in zip(batch, settled, strict=True):
+            told = [ended for ended, owed in batch if owed is None or self._write_finish(ended, owed)]
+            settled = self._store.settle(self._agent.owner, told)
+            for ended, became in zip(told, settled, strict=True):
                 if became is Settled.SENT_AGAIN:
                     self._agent.send_again(ended.task_id)
             del self._ended[: len(batch)]
         self.due = NEVER
 
-    def _write_finish(self, ended: Ended, owed: Finish) -> None:
+    def _write_finish(self, ended: Ended, owed: Finish) -> bool:
+        """Write it. False: Celery's result is still to be written, and the end is settled after that."""
         answer = self._store.finish(owed)
         if answer.outbox is not None:
             self._agent.send_again(ended.task_id)
         elif owed.bodiless and answer.verdict is not None and answer.verdict.result in _TOLD_BY_US:
             state = answer.verdict.state or State.FAILED
             message = self._store.ask(self._store.calls.message(ended.task_id))
-            recovery = Recovery(ended.task_id, ended.execution_id, state, "", answer.cancellation, message)
+            cancellation = answer.cancellation or owed.cancellation
+            recovery = Recovery(ended.task_id, ended.execution_id, state, "", cancellation, message)
             self._agent.complete(recovery)
+            return False
+        return True
 
     def store_found(self) -> None:
         """Only what waits is worth a command."""

@@ -23,6 +23,8 @@ logger = logging.getLogger("celery_canceltoken.worker")
 _SHUTDOWN = Cancellation(Cause.SHUTDOWN, "its worker is stopping")
 _EVICTED = Cancellation(Cause.SHUTDOWN, "its worker takes no more work")
 _IDLE = 3600.0
+_GLANCE = 0.5
+"""Seconds between two looks at what no signal tells."""
 
 
 class Phase(str, Enum):
@@ -108,9 +110,12 @@ class Shutdown(Service):
 
     def turn(self) -> None:
         """Wait for a byte or for the end of somebody's grace, and do what is due."""
-        self._reader.settimeout(self._next)
+        self._reader.settimeout(min(self._next, _GLANCE))
         with contextlib.suppress(TimeoutError):
             self._reader.recv(4096)
+        if self.phase is Phase.RUNNING and self._agent.celery.was_told_to_stop():
+            # By SIGHUP, or from within its process; a solo worker sees it only when its body has ended.
+            self.begin_shutdown()
         self._tell_children()
         self._next = self._trip_what_is_due()
 

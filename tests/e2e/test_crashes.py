@@ -27,7 +27,7 @@ from tests.support.workers import ROOT, CeleryWorker, WorkerFactory, unique_name
 AFTER_THE_SCRIPT = "after celery_canceltoken.store.redis_store:RedisStore.ask_many"
 CLIENT_PUBLISHES = "celery_canceltoken.app_side:publish"
 BODY_PUBLISHES = "celery_canceltoken.task.execution:publish"
-SETTLES = "celery_canceltoken.store.redis_store:RedisStore.settle"
+SETTLES = "celery_canceltoken.store.agent_store:AgentStore.settle"
 KEPT = {**QUICK, "canceltoken_keep_message": "always"}
 # So long that nothing is found by looking for it.
 NO_CHECKS = {"canceltoken_check_interval": 600.0}
@@ -290,7 +290,7 @@ def test_worker_that_slept_while_its_task_was_sent_back(worker_factory: WorkerFa
 
 def test_renewal_that_is_cut_short_is_completed_by_the_next_beat(worker_factory: WorkerFactory) -> None:
     """A worker that lost its lease, and then the store as it took its tasks over, takes them over later."""
-    fails = {"CT_FAILS_ONCE": "celery_canceltoken.store.redis_store:RedisStore.adopt"}
+    fails = {"CT_FAILS_ONCE": "celery_canceltoken.store.agent_store:AgentStore.adopt"}
     # Longer than the pause after a failure: the next beat finds the new lease in place.
     configuration = {**QUICK, "canceltoken_lease_duration": 3.0}
     worker = worker_factory(pool="threads", concurrency=1, configuration=configuration, environment=fails)

@@ -15,7 +15,7 @@ from celery_canceltoken.outcome import Ending, rows
 from celery_canceltoken.record import TaskRecord
 from celery_canceltoken.settings import Settings
 from celery_canceltoken.states import State
-from celery_canceltoken.store import ConnectionPlan, RedisStore
+from celery_canceltoken.store import AgentStore, ConnectionPlan
 from celery_canceltoken.store.answers import (
     Claim,
     ClaimAnswer,
@@ -50,7 +50,7 @@ class Lab:
     says again when it finishes.
     """
 
-    def __init__(self, store: RedisStore, redis: Redis, task_id: str = "task-7") -> None:
+    def __init__(self, store: AgentStore, redis: Redis, task_id: str = "task-7") -> None:
         self.store = store
         self.redis = redis
         self.task_id = task_id
@@ -371,9 +371,9 @@ def redis(valkey: EmbeddedServer) -> Iterator[Redis]:
 
 
 @pytest.fixture
-def store(valkey: EmbeddedServer, settings: Settings) -> Iterator[RedisStore]:
+def store(valkey: EmbeddedServer, settings: Settings) -> Iterator[AgentStore]:
     """A store on the shared server."""
-    store = RedisStore(ConnectionPlan(valkey.url), settings)
+    store = AgentStore(ConnectionPlan(valkey.url), settings)
     yield store
     store.close()
 
@@ -385,7 +385,7 @@ def impatient_settings(settings: Settings) -> Settings:
 
 
 @pytest.fixture
-def lab(store: RedisStore, redis: Redis) -> Lab:
+def lab(store: AgentStore, redis: Redis) -> Lab:
     """One task id that nobody has seen yet, and two owners that live."""
     lab = Lab(store, redis)
     lab.lives(ALICE, BOB)

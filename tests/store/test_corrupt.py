@@ -12,7 +12,7 @@ from celery_canceltoken.errors import CancelTokenError, RecordUnreadableError, S
 from celery_canceltoken.outcome import Ending
 from celery_canceltoken.record import FORMAT
 from celery_canceltoken.settings import Settings
-from celery_canceltoken.store import ConnectionPlan, RedisStore
+from celery_canceltoken.store import AgentStore, ConnectionPlan
 from celery_canceltoken.store.answers import (
     ClaimVerdict,
     Delivery,
@@ -352,7 +352,7 @@ def test_a_refused_read_is_not_damage(lab: Lab, valkey: EmbeddedServer) -> None:
     with Redis(port=valkey.port) as admin:
         user = lab.store.keys.prefix
         admin.acl_setuser(user, enabled=True, nopass=True, commands=["+@all", "-hmget"], keys=["*"])
-        store = RedisStore(
+        store = AgentStore(
             ConnectionPlan(f"redis://{user}:x@{valkey.host}:{valkey.port}/0"), Settings(prefix=user)
         )
         try:

@@ -7,7 +7,7 @@ import pytest
 from celery_canceltoken.cause import Cause
 from celery_canceltoken.outcome import Ending
 from celery_canceltoken.settings import Settings
-from celery_canceltoken.store import RedisStore
+from celery_canceltoken.store import AgentStore
 from tests.store.conftest import ALICE, BOB, KEPT, Lab
 
 RECORD, REQUEST = 100.0, 1000.0
@@ -233,7 +233,7 @@ def test_a_new_incarnation_has_a_lease_of_its_own(lab: Lab) -> None:
     assert lab.store.dead(["alice.1", "alice.2"]) == ["alice.1"]
 
 
-def test_all_keys_are_the_prefixes(store: RedisStore) -> None:
+def test_all_keys_are_the_prefixes(store: AgentStore) -> None:
     """Whatever is stored lies under the configured prefix."""
     keys = store.keys
     names = [

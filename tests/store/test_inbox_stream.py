@@ -13,7 +13,7 @@ from redis import Redis
 from celery_canceltoken.errors import StoreUnavailableError
 from celery_canceltoken.outcome import Ending
 from celery_canceltoken.settings import Settings
-from celery_canceltoken.store import ConnectionPlan, RedisStore
+from celery_canceltoken.store import AgentStore, ConnectionPlan
 from celery_canceltoken.store.answers import InboxEntry
 from celery_canceltoken.store.inbox_stream import INBOX_LENGTH, InboxStream
 from tests.store.conftest import ALICE, BOB, Lab
@@ -25,7 +25,7 @@ PATIENCE = 10.0
 
 
 @pytest.fixture
-def inbox(store: RedisStore) -> Iterator[InboxStream]:
+def inbox(store: AgentStore) -> Iterator[InboxStream]:
     """An inbox of ALICE's that has been read once: it is there, and empty."""
     inbox = store.inbox_of(ALICE)
     assert inbox.read() == []
@@ -165,7 +165,7 @@ def test_an_incarnation_is_a_number(lab: Lab, inbox: InboxStream) -> None:
 def test_an_idle_read_ends_by_itself(lab: Lab, valkey: EmbeddedServer, settings: Settings) -> None:
     """Without a wake-up a read comes back empty after two heartbeats, so that its thread can look around."""
     short = dataclasses.replace(settings, heartbeat_interval=0.05)
-    store = RedisStore(ConnectionPlan(valkey.url), short)
+    store = AgentStore(ConnectionPlan(valkey.url), short)
     inbox = store.inbox_of(ALICE)
     inbox.read()
     began = time.monotonic()
@@ -197,7 +197,7 @@ def test_what_arrives_while_the_connection_is_lost_is_read_afterwards(
     lab: Lab, valkey_proxy: ToxicProxy, impatient_settings: Settings
 ) -> None:
     """Wake-ups outlive the connection of their reader."""
-    store = RedisStore(ConnectionPlan(valkey_proxy.url), impatient_settings)
+    store = AgentStore(ConnectionPlan(valkey_proxy.url), impatient_settings)
     inbox = store.inbox_of(ALICE)
     inbox.read()
     ask(lab, "task-1")
@@ -216,7 +216,7 @@ def test_a_waiting_reader_survives_the_loss_of_its_connection(
     lab: Lab, valkey_proxy: ToxicProxy, impatient_settings: Settings
 ) -> None:
     """A connection that is reset under a waiting read costs no wake-up."""
-    store = RedisStore(ConnectionPlan(valkey_proxy.url), impatient_settings)
+    store = AgentStore(ConnectionPlan(valkey_proxy.url), impatient_settings)
     inbox = store.inbox_of(ALICE)
     inbox.read()
     before = blocked(lab.redis)
@@ -238,7 +238,7 @@ def test_a_server_that_came_back_empty_is_given_a_new_stream(
     private_valkey: EmbeddedServer, impatient_settings: Settings
 ) -> None:
     """After data loss the agent is heard of again as soon as it reads."""
-    store = RedisStore(ConnectionPlan(private_valkey.url), impatient_settings)
+    store = AgentStore(ConnectionPlan(private_valkey.url), impatient_settings)
     with Redis(port=private_valkey.port, decode_responses=True) as redis:
         lab = Lab(store, redis)
         inbox = store.inbox_of(ALICE)
@@ -261,7 +261,7 @@ def test_a_stream_that_was_evicted_is_made_again(
 ) -> None:
     """Data loss that no connection tells of is noticed after an idle read."""
     short = dataclasses.replace(settings, heartbeat_interval=0.05)
-    store = RedisStore(ConnectionPlan(valkey.url), short)
+    store = AgentStore(ConnectionPlan(valkey.url), short)
     inbox = store.inbox_of(ALICE)
     inbox.read()
     lab.redis.delete(store.keys.inbox(ALICE))

@@ -30,7 +30,7 @@ from celery_canceltoken.cause import Cancellation, Cause
 from celery_canceltoken.outcome import Ending, rows
 from celery_canceltoken.record import TaskRecord
 from celery_canceltoken.states import FINAL_STATES, State
-from celery_canceltoken.store import RedisStore
+from celery_canceltoken.store import AgentStore
 from celery_canceltoken.store.answers import (
     Claim,
     ClaimAnswer,
@@ -101,7 +101,7 @@ class Protocol(RuleBasedStateMachine):
 
     count = 0
 
-    def __init__(self, store: RedisStore, redis: Redis) -> None:
+    def __init__(self, store: AgentStore, redis: Redis) -> None:
         super().__init__()
         Protocol.count += 1
         self.store = store
@@ -684,7 +684,7 @@ class Protocol(RuleBasedStateMachine):
 
 
 @pytest.mark.timeout(600)  # For making a failure short enough to be read; without one it takes seconds.
-def test_nothing_forbidden_happens(store: RedisStore, redis: Redis) -> None:
+def test_nothing_forbidden_happens(store: AgentStore, redis: Redis) -> None:
     """At most one living owner, no applied request lost, no end changed, and no word from a stranger."""
     run_state_machine_as_test(
         lambda: Protocol(store, redis),

@@ -16,7 +16,7 @@ from celery_canceltoken.errors import CancelTokenError, StoreUnavailableError
 from celery_canceltoken.outcome import Ending, rows
 from celery_canceltoken.settings import Settings
 from celery_canceltoken.states import State
-from celery_canceltoken.store import ConnectionPlan, RedisStore
+from celery_canceltoken.store import AgentStore, ConnectionPlan
 from celery_canceltoken.store.answers import Claim, ClaimVerdict, Ended, Finish, RequestOrder
 from celery_canceltoken.store.breaker import Breaker
 from tests.store.conftest import ALICE, Lab
@@ -33,7 +33,7 @@ CLAIM = Claim("task-7", "one", ALICE, "celery@alice", "send", 0, False, "shop.ex
 FINISH = Finish(CLAIM, 0, 1, rows(Ending.RETURNED, None, False, False))
 ORDER = RequestOrder("task-7", "request", "revoke", Cancellation(Cause.REVOKED))
 
-CALLS: dict[str, Callable[[RedisStore], Any]] = {
+CALLS: dict[str, Callable[[AgentStore], Any]] = {
     "claim": lambda store: store.claim(CLAIM),
     "finish": lambda store: store.finish(FINISH),
     "is_alive": lambda store: store.is_alive(ALICE),
@@ -84,13 +84,13 @@ def frozen_valkey() -> Iterator[EmbeddedServer]:
 
 
 @pytest.fixture
-def make_store(settings: Settings) -> Iterator[Callable[..., RedisStore]]:
+def make_store(settings: Settings) -> Iterator[Callable[..., AgentStore]]:
     """Makes stores of this test's prefix: patient ones, unless told otherwise."""
-    stores: list[RedisStore] = []
+    stores: list[AgentStore] = []
 
-    def make(url: str, *, timeout: float = 5.0, **options: Any) -> RedisStore:
+    def make(url: str, *, timeout: float = 5.0, **options: Any) -> AgentStore:
         limited = dataclasses.replace(settings, store_timeout=timeout)
-        stores.append(RedisStore(ConnectionPlan(url), limited, **options))
+        stores.append(AgentStore(ConnectionPlan(url), limited, **options))
         return stores[-1]
 
     yield make
@@ -98,10 +98,10 @@ def make_store(settings: Settings) -> Iterator[Callable[..., RedisStore]]:
         store.close()
 
 
-Make = Callable[..., RedisStore]
+Make = Callable[..., AgentStore]
 
 
-def answers(store: RedisStore) -> bool:
+def answers(store: AgentStore) -> bool:
     try:
         store.owners()
     except StoreUnavailableError:
@@ -277,12 +277,12 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def guarded(make_store: Make, private_valkey: EmbeddedServer, clock: Clock) -> RedisStore:
+def guarded(make_store: Make, private_valkey: EmbeddedServer, clock: Clock) -> AgentStore:
     """A store with a breaker of 2 s, on a server of its own."""
     return make_store(private_valkey.url, timeout=0.5, breaker=Breaker(2.0, clock))
 
 
-def refused_untried(store: RedisStore) -> bool:
+def refused_untried(store: AgentStore) -> bool:
     began = time.monotonic()
     with pytest.raises(StoreUnavailableError) as told:
         store.claim(CLAIM)
@@ -291,7 +291,7 @@ def refused_untried(store: RedisStore) -> bool:
     return untried
 
 
-def test_only_the_first_call_waits(guarded: RedisStore, private_valkey: EmbeddedServer) -> None:
+def test_only_the_first_call_waits(guarded: AgentStore, private_valkey: EmbeddedServer) -> None:
     """Once a call has found the store silent, the next ones fail without trying."""
     private_valkey.pause()
     assert [refused_untried(guarded) for _ in range(4)] == [False, True, True, True]
@@ -299,7 +299,7 @@ def test_only_the_first_call_waits(guarded: RedisStore, private_valkey: Embedded
 
 
 def test_after_the_pause_one_call_tries(
-    guarded: RedisStore, private_valkey: EmbeddedServer, clock: Clock
+    guarded: AgentStore, private_valkey: EmbeddedServer, clock: Clock
 ) -> None:
     """While the store stays away, one call for each pause pays for a try."""
     private_valkey.crash()
@@ -309,7 +309,7 @@ def test_after_the_pause_one_call_tries(
 
 
 def test_a_store_that_is_back_is_used_after_the_pause(
-    guarded: RedisStore, private_valkey: EmbeddedServer, clock: Clock
+    guarded: AgentStore, private_valkey: EmbeddedServer, clock: Clock
 ) -> None:
     """The first try that is answered lets all others through again."""
     private_valkey.pause()
@@ -322,7 +322,7 @@ def test_a_store_that_is_back_is_used_after_the_pause(
 
 
 def test_a_refusal_of_the_servers_opens_no_breaker(
-    guarded: RedisStore, private_valkey: EmbeddedServer
+    guarded: AgentStore, private_valkey: EmbeddedServer
 ) -> None:
     """A server that answers, be it with an error, is worth asking again."""
     with Redis(port=private_valkey.port) as admin:
@@ -332,7 +332,7 @@ def test_a_refusal_of_the_servers_opens_no_breaker(
                 guarded.announce(ALICE)
 
 
-def test_a_damaged_record_opens_no_breaker(guarded: RedisStore, private_valkey: EmbeddedServer) -> None:
+def test_a_damaged_record_opens_no_breaker(guarded: AgentStore, private_valkey: EmbeddedServer) -> None:
     """One task's damage is not an outage for the others."""
     with Redis(port=private_valkey.port) as admin:
         admin.set(guarded.keys.record("broken"), "not a hash", px=60_000)

@@ -16,7 +16,7 @@ from celery_canceltoken.settings import Settings
 from celery_canceltoken.states import State
 from celery_canceltoken.store.answers import Claim, Ended, Enqueued
 from celery_canceltoken.store.connect import ConnectionPlan
-from celery_canceltoken.store.redis_store import RedisStore
+from celery_canceltoken.store.agent_store import AgentStore
 from tests.support import orders
 from tests.support.orders import MESSAGE, WrittenDown
 from tests.support.servers import EmbeddedServer
@@ -24,22 +24,22 @@ from tests.support.workers import unique_name
 
 
 @pytest.fixture
-def store(valkey: EmbeddedServer) -> Iterator[RedisStore]:
+def store(valkey: EmbeddedServer) -> Iterator[AgentStore]:
     """A store of this test's own."""
-    store = RedisStore(ConnectionPlan(valkey.url), Settings(prefix=unique_name("steps"), store_timeout=5.0))
+    store = AgentStore(ConnectionPlan(valkey.url), Settings(prefix=unique_name("steps"), store_timeout=5.0))
     yield store
     store.close()
 
 
 @pytest.fixture
-def no_store() -> Iterator[RedisStore]:
+def no_store() -> Iterator[AgentStore]:
     """A store whose server is not there."""
-    store = RedisStore(ConnectionPlan("redis://127.0.0.1:1/0"), Settings(store_timeout=0.2))
+    store = AgentStore(ConnectionPlan("redis://127.0.0.1:1/0"), Settings(store_timeout=0.2))
     yield store
     store.close()
 
 
-def failed(store: RedisStore) -> None:
+def failed(store: AgentStore) -> None:
     """The task has run, has failed, and its message is kept."""
     claim = Claim("id", "one", "alice.1", "celery@alice", "send", 0, False, "shop.export", True, False)
     store.claim(claim, message=MESSAGE.to_json())
@@ -52,7 +52,7 @@ def failed(store: RedisStore) -> None:
 # perform.
 
 
-def test_steps_are_taken_in_order(store: RedisStore) -> None:
+def test_steps_are_taken_in_order(store: AgentStore) -> None:
     """Each by whom it concerns, and each is given its answer."""
 
     def steps() -> Steps[Any]:
@@ -73,7 +73,7 @@ def test_steps_are_taken_in_order(store: RedisStore) -> None:
     ]
 
 
-def test_nothing_to_do_is_done(store: RedisStore) -> None:
+def test_nothing_to_do_is_done(store: AgentStore) -> None:
     """Steps may come to their answer by themselves."""
 
     def steps() -> Steps[str]:
@@ -83,7 +83,7 @@ def test_nothing_to_do_is_done(store: RedisStore) -> None:
     assert perform(steps(), store, WrittenDown()) == "done"
 
 
-def test_what_goes_wrong_is_raised_where_the_step_was_taken(store: RedisStore) -> None:
+def test_what_goes_wrong_is_raised_where_the_step_was_taken(store: AgentStore) -> None:
     """So an order can go on with something else."""
 
     def steps() -> Steps[str]:
@@ -99,7 +99,7 @@ def test_what_goes_wrong_is_raised_where_the_step_was_taken(store: RedisStore) -
 
 
 @pytest.mark.parametrize("step", [Publish("id", MESSAGE, Enqueued(1)), ForgetResult("id", None)], ids=repr)
-def test_what_an_order_does_not_mend_is_raised(store: RedisStore, step: Any) -> None:
+def test_what_an_order_does_not_mend_is_raised(store: AgentStore, step: Any) -> None:
     """As it was."""
 
     def steps() -> Steps[None]:
@@ -110,7 +110,7 @@ def test_what_an_order_does_not_mend_is_raised(store: RedisStore, step: Any) -> 
         perform(steps(), store, celery)
 
 
-def test_a_store_that_is_away_is_raised_into_the_step(no_store: RedisStore) -> None:
+def test_a_store_that_is_away_is_raised_into_the_step(no_store: AgentStore) -> None:
     """Typed, as from the store itself."""
 
     def steps() -> Steps[str]:
@@ -126,7 +126,7 @@ def test_a_store_that_is_away_is_raised_into_the_step(no_store: RedisStore) -> N
 # Orders that meet trouble.
 
 
-def test_a_revoke_without_a_store_may_be_broadcast(no_store: RedisStore) -> None:
+def test_a_revoke_without_a_store_may_be_broadcast(no_store: AgentStore) -> None:
     """Celery's own revoke is sent instead, and the handle says so."""
     celery = WrittenDown()
     handle = orders.revoke(no_store, "id", store_down="broadcast", celery=celery)
@@ -134,7 +134,7 @@ def test_a_revoke_without_a_store_may_be_broadcast(no_store: RedisStore) -> None
     assert celery.done == [("broadcast", "id")]
 
 
-def test_a_revoke_without_a_store_is_an_error_otherwise(no_store: RedisStore) -> None:
+def test_a_revoke_without_a_store_is_an_error_otherwise(no_store: AgentStore) -> None:
     """Nobody is told anything."""
     celery = WrittenDown()
     with pytest.raises(StoreUnavailableError):
@@ -142,7 +142,7 @@ def test_a_revoke_without_a_store_is_an_error_otherwise(no_store: RedisStore) ->
     assert celery.done == []
 
 
-def test_a_requeue_is_published_and_said_to_be(store: RedisStore) -> None:
+def test_a_requeue_is_published_and_said_to_be(store: AgentStore) -> None:
     """Celery's former result is forgotten first, so that the next one can be written."""
     failed(store)
     celery = WrittenDown()
@@ -152,14 +152,14 @@ def test_a_requeue_is_published_and_said_to_be(store: RedisStore) -> None:
 
 
 @pytest.mark.parametrize("step", ["publish", "forget_result"])
-def test_a_requeue_that_the_broker_did_not_take_waits_in_the_outbox(store: RedisStore, step: str) -> None:
+def test_a_requeue_that_the_broker_did_not_take_waits_in_the_outbox(store: AgentStore, step: str) -> None:
     """It is applied all the same: a worker sends it later."""
     failed(store)
     assert orders.requeue(store, "id", celery=WrittenDown(**{step: OSError("away")}))
     assert store.outbox_of("id")[0] == Enqueued(1)
 
 
-def test_a_deletion_ends_the_result_at_once(store: RedisStore) -> None:
+def test_a_deletion_ends_the_result_at_once(store: AgentStore) -> None:
     """In the words of whoever deleted it, by the backend of its task."""
     celery = WrittenDown()
     store.claim(Claim("id", "one", "alice.1", "w", "send", 0, False, "shop.export", True, False))
@@ -171,7 +171,7 @@ def test_a_deletion_ends_the_result_at_once(store: RedisStore) -> None:
     ]
 
 
-def test_a_deletion_that_is_refused_ends_nothing(store: RedisStore) -> None:
+def test_a_deletion_that_is_refused_ends_nothing(store: AgentStore) -> None:
     """The result of a task that has ended is left as it is."""
     failed(store)
     celery = WrittenDown()
@@ -180,13 +180,13 @@ def test_a_deletion_that_is_refused_ends_nothing(store: RedisStore) -> None:
     assert celery.done == []
 
 
-def test_a_deletion_whose_result_cannot_be_written_is_applied(store: RedisStore) -> None:
+def test_a_deletion_whose_result_cannot_be_written_is_applied(store: AgentStore) -> None:
     """The worker writes it as well."""
     assert orders.delete(store, "id", celery=WrittenDown(end_result=OSError("backend")))
 
 
 @pytest.mark.parametrize(("kind", "done"), [("delete", [("forget_result", "id", None)]), ("revoke", [])])
-def test_a_withdrawn_deletion_takes_its_result_along(store: RedisStore, kind: str, done: list[Any]) -> None:
+def test_a_withdrawn_deletion_takes_its_result_along(store: AgentStore, kind: str, done: list[Any]) -> None:
     """Only a delete had written one."""
     getattr(orders, kind)(store, "id")
     celery = WrittenDown()
@@ -194,7 +194,7 @@ def test_a_withdrawn_deletion_takes_its_result_along(store: RedisStore, kind: st
     assert celery.done == done
 
 
-def test_an_unreadable_record_is_an_error(store: RedisStore, valkey: EmbeddedServer) -> None:
+def test_an_unreadable_record_is_an_error(store: AgentStore, valkey: EmbeddedServer) -> None:
     """Nothing of Celery's is touched."""
     store._client.hset(store.keys.record("id"), mapping={"v": "2"})
     celery = WrittenDown()

@@ -9,7 +9,7 @@ import pytest
 
 from celery_canceltoken.outcome import Ending
 from celery_canceltoken.settings import Settings
-from celery_canceltoken.store import RedisStore
+from celery_canceltoken.store import AgentStore
 from celery_canceltoken.store.answers import Recovery
 from celery_canceltoken.worker.recovery import Janitor
 from tests.store.conftest import ALICE, BOB, Lab
@@ -39,7 +39,7 @@ def agent(settings: Settings) -> Any:
 
 
 @pytest.fixture
-def janitor(agent: Any, lab: Lab, store: RedisStore) -> Janitor:
+def janitor(agent: Any, lab: Lab, store: AgentStore) -> Janitor:
     """Bob's; Alice, for whom executions of the lab are claimed, is dead."""
     store.announce(ALICE)
     store.retire(ALICE)
@@ -75,7 +75,7 @@ def test_what_can_be_recovered_is_recovered_without_waiting(janitor: Janitor, ag
 
 
 def test_records_of_a_newer_release_stay_in_the_index(
-    janitor: Janitor, agent: Any, lab: Lab, store: RedisStore
+    janitor: Janitor, agent: Any, lab: Lab, store: AgentStore
 ) -> None:
     """What this release cannot read is left to an agent that can: record, index and owner stay."""
     lab.run("one")
