@@ -67,6 +67,7 @@ class AsyncStore:
             lambda: plan.async_client(timeout=timeout, connections=1),
             self.calls.keys.stopped(task_id),
             self._in_turn,
+            timeout,
         )
 
     async def _in_turn(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -114,10 +115,12 @@ class AsyncEndSubscription:
         make_client: Callable[[], Any],
         channel: str,
         in_turn: Callable[[Callable[[], Coroutine[Any, Any, None]]], Awaitable[None]],
+        timeout: float,
     ) -> None:
         self._make_client = make_client
         self._channel = channel
         self._in_turn = in_turn
+        self._timeout = timeout
         self._client: Any = None
 
     async def __aenter__(self) -> AsyncEndSubscription:
@@ -134,6 +137,8 @@ class AsyncEndSubscription:
         self._pubsub = self._client.pubsub(ignore_subscribe_messages=True)
         with _Errors(self._client):
             await self._pubsub.subscribe(self._channel)
+            # The record is read on another connection: not before the server has confirmed this.
+            await self._pubsub.get_message(timeout=self._timeout)
 
     async def __aexit__(self, *exc: object) -> None:
         await self._close()

@@ -14,15 +14,23 @@ class EndSubscription:
     Enter first, then read the record: an end in between is heard, one before is in the record.
     """
 
-    def __init__(self, client: Any, channel: str, call: Callable[[Callable[[], Any]], Any]) -> None:
+    def __init__(
+        self, client: Any, channel: str, call: Callable[[Callable[[], Any]], Any], timeout: float
+    ) -> None:
         self._client = client
         self._channel = channel
         self._call = call
+        self._timeout = timeout
 
     def __enter__(self) -> EndSubscription:
         self._pubsub = self._client.pubsub(ignore_subscribe_messages=True)
-        self._call(lambda: self._pubsub.subscribe(self._channel))
+        self._call(self._subscribe)
         return self
+
+    def _subscribe(self) -> None:
+        self._pubsub.subscribe(self._channel)
+        # The record is read on another connection: not before the server has confirmed this.
+        self._pubsub.get_message(timeout=self._timeout)
 
     def __exit__(self, *exc: object) -> None:
         self._pubsub.close()

@@ -108,7 +108,8 @@ class RedisStore:
         """Listen for the end of a task. Subscribe first, then read the record: nothing is missed."""
         # A connection of its own: waits would use up the pool that those who answer them need.
         client = self._plan.client(timeout=self._settings.store_timeout, connections=1)
-        return EndSubscription(client, self.keys.stopped(task_id), self._attempt)
+        channel = self.keys.stopped(task_id)
+        return EndSubscription(client, channel, self._attempt, self._settings.store_timeout)
 
     # -- bodies
 

@@ -97,6 +97,8 @@ class Lab:
         with self.redis.pubsub(ignore_subscribe_messages=True) as pubsub:
             channel = self.store.keys.stopped(self.task_id)
             pubsub.subscribe(channel)
+            # What is done next comes by another connection: not before the server has confirmed this.
+            pubsub.get_message(timeout=5.0)
             do()
             self.redis.publish(channel, "that was all")
 

@@ -47,3 +47,11 @@ def test_every_answer_is_announced(
     """Whoever waits hears of it at once, and need not look."""
     meet(lab)
     assert lab.heard_of(lambda: answers(lab)) == [announced]
+
+
+def test_a_wait_begins_when_the_server_has_heard_of_it(lab: Lab) -> None:
+    """What is announced from then on by anybody is heard: the record is read no sooner."""
+    channel = lab.store.keys.stopped(lab.task_id)
+    for _ in range(50):
+        with lab.store.end_of(lab.task_id):
+            assert lab.redis.pubsub_numsub(channel) == [(channel, 1)]
