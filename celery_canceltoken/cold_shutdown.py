@@ -40,6 +40,9 @@ def before_soft_shutdown(worker: Any, agent: Agent) -> None:
     def terminate(*args: Any, **options: Any) -> None:
         if put_off:
             worker.consumer = put_off[0]
+            # What has been prefetched is still handed over, and goes back at once.
+            agent.shutdown.close()
+            _take_no_messages(worker.consumer)
             wait_here()
             _stop_as_celery_does(worker)
         elif not had_their_time:
@@ -60,8 +63,6 @@ def before_soft_shutdown(worker: Any, agent: Agent) -> None:
         elif apart:
             _wait_for_bodies(agent, soft)
         agent.shutdown.begin_shutdown(hurry=True)
-        if worker.pool.is_green:
-            _take_no_messages(worker.consumer)
         if apart:
             _wait_for_bodies(agent, agent.settings.terminate_grace)
         # Celery takes no messages from here on.

@@ -21,6 +21,7 @@ from celery_canceltoken.cause import Cancellation, Cause
 from celery_canceltoken.current import as_current
 from celery_canceltoken.errors import CancelTokenError, ShutdownError, StoreUnavailableError, SupersededError
 from celery_canceltoken.message import KeptMessage
+from celery_canceltoken.native import is_green
 from celery_canceltoken.outcome import (
     SHUTDOWN_POLICIES,
     Ending,
@@ -60,6 +61,8 @@ _VALUE_LIMIT = 64 * 1024
 _ERROR_LIMIT = 4096
 _FIRST_PAUSE = 0.1
 _LONGEST_CLOSING = 5.0
+_LONGEST_CLOSING_OF_GREENLETS = 0.2
+"""A pool of greenlets that is full holds up the very greenlet that is to close."""
 _CLOSING_PAUSE = 0.02
 _ATTRIBUTE = "_canceltoken_execution"
 
@@ -157,7 +160,7 @@ class Execution:
     def _send_back_untouched(self, runtime: Runtime, message: KeptMessage) -> None:
         """Give the message to another worker, for this one is stopping: raises SentBack if that was done."""
         # Not before this worker has stopped taking messages: it would get it back.
-        deadline = time.monotonic() + _LONGEST_CLOSING
+        deadline = time.monotonic() + (_LONGEST_CLOSING_OF_GREENLETS if is_green() else _LONGEST_CLOSING)
         while not runtime.port.takes_work and not runtime.port.is_closed and time.monotonic() < deadline:
             time.sleep(_CLOSING_PAUSE)
         if runtime.port.takes_work:
