@@ -33,7 +33,9 @@ def wait_until_waiting(worker: CeleryWorker, number: int) -> None:
     )
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent", "eventlet"])
+@pytest.mark.parametrize(
+    "pool", ["prefork", "threads", "gevent", pytest.param("eventlet", marks=pytest.mark.soak)]
+)
 def test_drain_and_undrain(worker_factory: WorkerFactory, pool: str) -> None:
     """A drained worker tells its bodies, sends all back, starts nothing; when it is filled again it does."""
     worker = worker_factory(pool=pool, concurrency=2, configuration={"worker_prefetch_multiplier": 2})

@@ -121,7 +121,7 @@ QUICK = {
     "prefork": ["SIGTERM", "SIGINT-twice", "SIGQUIT", "REMAP_SIGTERM", "soft", "group", "control"],
     "threads": ["SIGTERM", "SIGINT-twice", "SIGQUIT", "control"],
     "gevent": ["SIGTERM", "SIGQUIT"],
-    "eventlet": ["SIGTERM", "SIGQUIT"],
+    "eventlet": ["SIGQUIT"],
     "solo": ["SIGTERM", "SIGQUIT"],
 }
 
@@ -187,7 +187,8 @@ def assert_ran_once(stopped: list[Job], untouched: list[Job]) -> None:
 
 # -- who may finish, and what becomes of whom
 
-BOTH = pytest.mark.parametrize("pool", ["prefork", "threads"])
+SOAK = pytest.mark.soak
+BOTH = pytest.mark.parametrize("pool", ["prefork", pytest.param("threads", marks=SOAK)])
 
 
 def stop_and_wait(worker: CeleryWorker, number: int = signal.SIGTERM, timeout: float = 20.0) -> None:
@@ -196,7 +197,9 @@ def stop_and_wait(worker: CeleryWorker, number: int = signal.SIGTERM, timeout: f
     worker.wait(timeout)
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent"])
+@pytest.mark.parametrize(
+    "pool", ["prefork", pytest.param("threads", marks=SOAK), pytest.param("gevent", marks=SOAK)]
+)
 def test_the_rows_of_a_shutdown(
     worker_factory: WorkerFactory, heir: CeleryWorker, queue: str, gate: str, pool: str
 ) -> None:
@@ -340,8 +343,15 @@ def test_tasks_held_until_their_time(worker_factory: WorkerFactory, pool: str, n
     assert [(job.journal(), job.record()) for job in jobs] == [([], None)] * 2
 
 
-@BOTH
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT], ids=["SIGTERM", "SIGQUIT"])
+@pytest.mark.parametrize(
+    ("pool", "number"),
+    [
+        pytest.param("prefork", signal.SIGQUIT, id="prefork-SIGQUIT"),
+        pytest.param("threads", signal.SIGTERM, id="threads-SIGTERM"),
+        pytest.param("prefork", signal.SIGTERM, id="prefork-SIGTERM", marks=SOAK),
+        pytest.param("threads", signal.SIGQUIT, id="threads-SIGQUIT", marks=SOAK),
+    ],
+)
 def test_message_that_is_not_kept(
     worker_factory: WorkerFactory, heir: CeleryWorker, queue: str, pool: str, number: int
 ) -> None:
@@ -361,7 +371,9 @@ def test_message_that_is_not_kept(
 IMPATIENT = {"canceltoken_terminate_grace": 0.5}
 
 
-@pytest.mark.parametrize("way", ["SIGQUIT", "soft", "SIGINT-twice"])
+@pytest.mark.parametrize(
+    "way", ["SIGQUIT", pytest.param("soft", marks=SOAK), pytest.param("SIGINT-twice", marks=SOAK)]
+)
 def test_deaf_bodies_of_a_killed_child(
     worker_factory: WorkerFactory, heir: CeleryWorker, queue: str, way: str
 ) -> None:
@@ -387,14 +399,16 @@ def test_deaf_bodies_of_a_killed_child(
         assert f"[{job.id}] has not stopped in time: its process is killed" in worker.logs()
 
 
-@pytest.mark.parametrize("pool", ["threads", "solo", *GREEN])
+@pytest.mark.parametrize(
+    "pool", ["threads", "gevent", pytest.param("solo", marks=SOAK), pytest.param("eventlet", marks=SOAK)]
+)
 def test_deaf_bodies_elsewhere(
     worker_factory: WorkerFactory, heir: CeleryWorker, queue: str, pool: str
 ) -> None:
     """Where there is no process to be killed, a cold shutdown waits for a body or ends it: it is not lost."""
     worker = worker_factory(pool=pool, concurrency=1 if pool == "solo" else 2, configuration=IMPATIENT)
     tasks = ("deaf", "late_deaf")[: worker_concurrency(pool)]
-    jobs = [send(worker, task, 4.0).wait_until_started() for task in tasks]
+    jobs = [send(worker, task, 2.0).wait_until_started() for task in tasks]
     stop_and_wait(worker, signal.SIGQUIT)
     take_over(heir, queue)
     for job in jobs:
@@ -412,7 +426,7 @@ def worker_concurrency(pool: str) -> int:
 def test_warm_shutdown_waits_for_a_deaf_body(worker_factory: WorkerFactory) -> None:
     """A body that never looks is waited for, as without this extension, and its result counts."""
     worker = worker_factory(concurrency=1, configuration=IMPATIENT)
-    job = send(worker, "deaf", 3.0).wait_until_started()
+    job = send(worker, "deaf", 1.5).wait_until_started()
     stop_and_wait(worker)
     assert job.stored() == ("SUCCESS", "first run")
     assert waiting_in(worker) == []
@@ -424,10 +438,10 @@ def test_warm_shutdown_waits_for_a_deaf_body(worker_factory: WorkerFactory) -> N
 @pytest.mark.parametrize(
     ("pool", "number"),
     [
-        ("prefork", signal.SIGTERM),
-        ("prefork", signal.SIGQUIT),
-        ("threads", signal.SIGTERM),
-        ("gevent", signal.SIGTERM),
+        pytest.param("prefork", signal.SIGTERM, id="prefork-SIGTERM"),
+        pytest.param("threads", signal.SIGTERM, id="threads-SIGTERM"),
+        pytest.param("prefork", signal.SIGQUIT, id="prefork-SIGQUIT", marks=SOAK),
+        pytest.param("gevent", signal.SIGTERM, id="gevent-SIGTERM", marks=SOAK),
     ],
 )
 def test_store_down_during_the_shutdown(
@@ -508,8 +522,8 @@ def test_children_that_are_replaced_after_each_task(
     """With --max-tasks-per-child nothing is told of a shutdown that is none, and a real one is heard."""
     worker = worker_factory(concurrency=2, configuration=PATIENT, arguments=["--max-tasks-per-child", "1"])
     steady = send(worker, "work").wait_until_started()
-    quick = [send(worker, "quick", number) for number in range(4)]
-    assert [job.wait_until_stored("SUCCESS", timeout=30) for job in quick] == list(range(4))
+    quick = [send(worker, "quick", number) for number in range(2)]
+    assert [job.wait_until_stored("SUCCESS", timeout=30) for job in quick] == [0, 1]
     assert steady.journal() == ["started"]
     stop_and_wait(worker)
     assert steady.journal() == TOLD
@@ -556,7 +570,7 @@ def test_autoscale_down_spares_those_that_work(worker_factory: WorkerFactory) ->
     assert steady.journal() == TOLD
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+@pytest.mark.parametrize("pool", ["prefork", "solo", pytest.param("threads", marks=SOAK)])
 def test_restart_by_sighup(worker_factory: WorkerFactory, heir: CeleryWorker, queue: str, pool: str) -> None:
     """A worker that is told to restart tells its bodies first; what Celery does afterwards is its own."""
     worker = worker_factory(pool=pool, concurrency=2, configuration=PATIENT)
@@ -594,8 +608,20 @@ def test_embedded_worker_that_is_stopped(
     app.close()
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT], ids=["SIGTERM", "SIGQUIT"])
+@pytest.mark.parametrize(
+    ("pool", "number"),
+    [
+        pytest.param(pool, getattr(signal, name), id=f"{pool}-{name}", marks=marks)
+        for pool, name, marks in (
+            ("prefork", "SIGTERM", ()),
+            ("threads", "SIGQUIT", ()),
+            ("gevent", "SIGQUIT", ()),
+            ("prefork", "SIGQUIT", SOAK),
+            ("threads", "SIGTERM", SOAK),
+            ("gevent", "SIGTERM", SOAK),
+        )
+    ],
+)
 def test_bodies_may_take_their_time_to_wind_down(
     worker_factory: WorkerFactory, heir: CeleryWorker, queue: str, pool: str, number: int
 ) -> None:
@@ -609,7 +635,9 @@ def test_bodies_may_take_their_time_to_wind_down(
     worker.wait(15)
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+@pytest.mark.parametrize(
+    "pool", ["prefork", pytest.param("threads", marks=SOAK), pytest.param("solo", marks=SOAK)]
+)
 def test_idle_worker_is_gone_at_once(worker_factory: WorkerFactory, pool: str) -> None:
     """Nothing of this extension holds up a worker that does nothing."""
     worker = worker_factory(pool=pool, configuration=PATIENT)
@@ -621,10 +649,24 @@ def test_idle_worker_is_gone_at_once(worker_factory: WorkerFactory, pool: str) -
 
 # -- RabbitMQ
 
+ON_RABBITMQ_AT_ONCE = [("prefork", "classic", "SIGTERM"), ("threads", "quorum", "SIGQUIT")]
 
-@pytest.mark.parametrize("kind", ["classic", "quorum"])
-@BOTH
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT], ids=["SIGTERM", "SIGQUIT"])
+
+@pytest.mark.parametrize(
+    ("pool", "kind", "number"),
+    [
+        pytest.param(
+            pool,
+            kind,
+            getattr(signal, name),
+            id=f"{pool}-{kind}-{name}",
+            marks=() if (pool, kind, name) in ON_RABBITMQ_AT_ONCE else SOAK,
+        )
+        for pool in ("prefork", "threads")
+        for kind in ("classic", "quorum")
+        for name in ("SIGTERM", "SIGQUIT")
+    ],
+)
 def test_on_rabbitmq(
     worker_factory: WorkerFactory, rabbitmq: RabbitMQ, pool: str, kind: str, number: int
 ) -> None:
