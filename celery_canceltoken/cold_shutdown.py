@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
+from celery.bootsteps import RUN  # type: ignore[attr-defined]
 from celery.concurrency.prefork import TaskPool as PreforkPool
 from celery.concurrency.thread import TaskPool as ThreadPool
 from celery.worker import state as worker_state
@@ -25,21 +27,29 @@ def before_soft_shutdown(worker: Any, agent: Agent) -> None:
     """
     celerys_wait = worker.wait_for_soft_shutdown
     celerys_terminate = worker.terminate
-    put_off: list[Any] = []
+    put_off = False
     had_their_time = False
 
     def wait() -> None:
-        if worker.pool.is_green and not put_off:
-            soft = worker.app.conf.worker_soft_shutdown_timeout or 0.0
-            agent.shutdown.begin_shutdown(hurry=soft <= 0)
-            put_off.append(worker.consumer)
-            worker.consumer = _NothingToStop()
-        elif not worker.pool.is_green:
+        nonlocal put_off
+        soft = worker.app.conf.worker_soft_shutdown_timeout or 0.0
+        agent.shutdown.begin_shutdown(hurry=soft <= 0)
+        if isinstance(worker.consumer, _NothingToStop):
+            return
+        if not _is_stopping(worker):
+            put_off = True
+        elif worker.pool.is_green:
+            # The worker's own greenlet waits for its bodies by now, and has no ear for this.
+            agent.world.spawn(_canceller(worker.consumer))
+        else:
             wait_here()
+            return
+        worker.consumer = _NothingToStop(worker.consumer)
 
     def terminate(*args: Any, **options: Any) -> None:
+        if isinstance(worker.consumer, _NothingToStop):
+            worker.consumer = worker.consumer.stands_for
         if put_off:
-            worker.consumer = put_off[0]
             # What has been prefetched is still handed over, and goes back at once.
             agent.shutdown.close()
             _take_no_messages(worker.consumer)
@@ -73,14 +83,19 @@ def before_soft_shutdown(worker: Any, agent: Agent) -> None:
 
 
 class _NothingToStop:
-    """What Celery's signal handler finds in place of the consumer where bodies are greenlets.
+    """What Celery's signal handler finds in place of the consumer.
 
-    A handler runs in whichever greenlet the signal comes upon: in the middle of a body, or in the hub.
-    What Celery does there blocks: the hub refuses that, and in a body it waits for the body itself (gevent)
-    or raises in it (eventlet). So it is done by the worker's own greenlet, a moment later.
+    A signal comes upon the main thread in the middle of anything. Celery's handler cancels the consumer
+    there: with AMQP it waits for ever if what it interrupts is an acknowledgement, whose lock it wants. It
+    waits for the pool there: where bodies are greenlets it may be in a body, and waits for itself (gevent)
+    or raises in the body (eventlet), or in the hub, which refuses to wait. So all of that is done by the
+    worker's own loop, a moment later.
     """
 
     connection = task_consumer = None
+
+    def __init__(self, stands_for: Any) -> None:
+        self.stands_for = stands_for
 
     @property
     def pool(self) -> _NothingToStop:
@@ -99,10 +114,21 @@ def _take_no_messages(consumer: Any) -> None:
 
 
 def _stop_as_celery_does(worker: Any) -> None:
-    consumer = worker.consumer
-    cancel = getattr(consumer, "cancel_active_requests", None) or consumer.cancel_all_unacked_requests
-    cancel()
+    _canceller(worker.consumer)()
     worker.pool.stop()
+
+
+def _canceller(consumer: Any) -> Callable[[], None]:
+    # Celery 5.5 has another name for it.
+    cancel = getattr(consumer, "cancel_active_requests", None) or consumer.cancel_all_unacked_requests
+    return cast("Callable[[], None]", cancel)
+
+
+def _is_stopping(worker: Any) -> bool:
+    # An exit code, which may be 0, once it is to stop.
+    should_stop: Any = worker_state.should_stop
+    told = should_stop is not None and should_stop is not False
+    return told or bool(worker.blueprint.state != RUN)
 
 
 def _wait_for_bodies(agent: Agent, seconds: float) -> None:
