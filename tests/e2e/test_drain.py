@@ -51,6 +51,7 @@ def test_drain_and_undrain(worker_factory: WorkerFactory, pool: str) -> None:
     wait_until_waiting(worker, 5)
     assert [(job.journal(), job.record()) for job in (*prefetched, late)] == [([], None)] * 3
     assert [record.state for job in running if (record := job.record()) is not None] == [State.ENQUEUED] * 2
+    assert max(worker.logs().count(f"[{job.id}] given back") for job in prefetched) <= 1
     assert worker.is_running
     # Asked twice it is as drained as before.
     assert drain(worker.name, timeout=ANSWER, app=app)
