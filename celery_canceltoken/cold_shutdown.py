@@ -68,7 +68,7 @@ def before_soft_shutdown(worker: Any, agent: Agent) -> None:
         agent.shutdown.begin_shutdown(hurry=soft <= 0)
         # Elsewhere bodies are part of the thread that is in this handler, and go on when it returns.
         apart = isinstance(worker.pool, (PreforkPool, ThreadPool)) or worker.pool.is_green
-        if conf.worker_enable_soft_shutdown_on_idle or _has_other_tasks(agent):
+        if conf.worker_enable_soft_shutdown_on_idle or _has_other_tasks():
             celerys_wait()
         elif apart:
             _wait_for_bodies(agent, soft)
@@ -137,6 +137,7 @@ def _wait_for_bodies(agent: Agent, seconds: float) -> None:
         time.sleep(_LOOK)
 
 
-def _has_other_tasks(agent: Agent) -> bool:
-    ours = {execution.claim.task_id for execution in agent.live()}
-    return any(request.id not in ours for request in tuple(worker_state.active_requests))
+def _has_other_tasks() -> bool:
+    # Not even those of ours that the agent does not know: they have not begun, and wait to be given back.
+    active = tuple(worker_state.active_requests)
+    return any(not hasattr(request.task, "token_parameter") for request in active)

@@ -120,7 +120,7 @@ EVERY_POOL = {
 QUICK = {
     "prefork": ["SIGTERM", "SIGINT-twice", "SIGQUIT", "REMAP_SIGTERM", "soft", "group", "control"],
     "threads": ["SIGTERM", "SIGINT-twice", "SIGQUIT", "control"],
-    "gevent": ["SIGTERM", "SIGQUIT"],
+    "gevent": ["SIGTERM", "SIGQUIT", "soft"],
     "eventlet": ["SIGQUIT"],
     "solo": ["SIGTERM", "SIGQUIT"],
 }
