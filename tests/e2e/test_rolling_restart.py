@@ -21,6 +21,7 @@ from celery import Celery
 from kombu import Queue
 
 from celery_canceltoken import State, get_record
+from celery_canceltoken.task.stamp import Stamp
 from tests.support.apps.rolling import ROLLING_APP, TASKS
 from tests.support.servers import EmbeddedServer
 from tests.support.waiting import wait_until
@@ -183,7 +184,10 @@ class Rollout:
             longest = 14 if name.endswith("export") else 6
             arguments = (drawn.randint(1, longest), drawn.uniform(0.02, 0.12), drawn.choice(LOOKS))
             task_id = unique_name(name)
-            self.app.tasks[name].apply_async(arguments, task_id=task_id)
+            # Brokers bring a message once at least: here some of them come twice.
+            headers = Stamp.fresh().headers()
+            for _ in range(drawn.choice([1, 1, 2])):
+                self.app.tasks[name].apply_async(arguments, task_id=task_id, headers=headers)
             self.task_ids.append(task_id)
 
     def roll(self, tasks: int, pools: list[str], seed: int, restarts: int = 0) -> None:
