@@ -14,9 +14,9 @@ from celery_canceltoken.control.steps import Ask, Broadcast, EndResult, ForgetRe
 from celery_canceltoken.errors import RecordUnreadableError, StoreUnavailableError
 from celery_canceltoken.settings import Settings
 from celery_canceltoken.states import State
+from celery_canceltoken.store.agent_store import AgentStore
 from celery_canceltoken.store.answers import Claim, Ended, Enqueued
 from celery_canceltoken.store.connect import ConnectionPlan
-from celery_canceltoken.store.agent_store import AgentStore
 from tests.support import orders
 from tests.support.orders import MESSAGE, WrittenDown
 from tests.support.servers import EmbeddedServer
