@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +18,15 @@ from celery_canceltoken.store.breaker import Breaker
 from celery_canceltoken.store.connect import ConnectionPlan, is_redis_url
 from celery_canceltoken.store.redis_store import RedisStore
 
-__all__ = ["agent_store", "async_store", "body_store", "client_store", "publisher_store", "settings_of"]
+__all__ = [
+    "agent_store",
+    "async_store",
+    "body_store",
+    "broker_of",
+    "client_store",
+    "publisher_store",
+    "settings_of",
+]
 
 _BODY_CONNECTIONS = 8
 _SERVICE_CONNECTIONS = 1
@@ -31,6 +40,7 @@ _BORROWED_OPTIONS = ("master_name", "sentinel_kwargs", "username", "password", "
 
 _settings: WeakKeyDictionary[Celery, Settings] = WeakKeyDictionary()
 _plans: WeakKeyDictionary[Celery, ConnectionPlan] = WeakKeyDictionary()
+_brokers: WeakKeyDictionary[Celery, str] = WeakKeyDictionary()
 _client_stores: WeakKeyDictionary[Celery, RedisStore] = WeakKeyDictionary()
 _publisher_stores: WeakKeyDictionary[Celery, RedisStore] = WeakKeyDictionary()
 
@@ -74,6 +84,16 @@ def publisher_store(app: Celery) -> RedisStore:
     if store is None:
         store = _publisher_stores.setdefault(app, body_store(app))
     return store
+
+
+def broker_of(app: Celery) -> str:
+    """Return what tells the broker of *app* from that of another app that shares the store."""
+    broker = _brokers.get(app)
+    if broker is None:
+        # Without the password: this is stored with each record.
+        broker = hashlib.sha256(app.connection_for_write().as_uri().encode()).hexdigest()[:16]
+        _brokers[app] = broker
+    return broker
 
 
 def async_store(app: Celery) -> AsyncStore:

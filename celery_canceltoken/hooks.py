@@ -12,7 +12,13 @@ from celery.worker import state as worker_state
 
 from celery_canceltoken import draining
 from celery_canceltoken.cold_shutdown import before_soft_shutdown
-from celery_canceltoken.configuration import agent_store, body_store, client_store, settings_of
+from celery_canceltoken.configuration import (
+    agent_store,
+    body_store,
+    broker_of,
+    client_store,
+    settings_of,
+)
 from celery_canceltoken.errors import SettingsError
 from celery_canceltoken.publishing import send_again
 from celery_canceltoken.results import complete
@@ -79,6 +85,7 @@ class AgentStep(bootsteps.StartStopStep):
             settings_of(app),
             worker.hostname,
             celery=_CeleryOf(app),
+            broker=broker_of(app),
             children=issubclass(worker.pool_cls, PreforkPool),
             later=lambda seconds, call: worker.timer.call_after(seconds, call),
         )

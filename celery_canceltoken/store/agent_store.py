@@ -135,7 +135,9 @@ class AgentStore(RedisStore):
         """A dead owner has nothing left."""
         self._call(lambda: self._client.zrem(self.keys.owners, owner))
 
-    def recover(self, record: TaskRecord, *, owner: str, worker: str, recovery_id: str) -> Recovery | None:
+    def recover(
+        self, record: TaskRecord, *, owner: str, worker: str, recovery_id: str, broker: str | None = None
+    ) -> Recovery | None:
         """Take over what the dead owner of *record* left. None: somebody else sees to it."""
         arguments = {
             **self.calls.about(record.task_id),
@@ -145,6 +147,8 @@ class AgentStore(RedisStore):
             "worker": worker,
             "recovery": recovery_id,
         }
+        if broker is not None:
+            arguments["broker"] = broker
         keys = [self.keys.record(record.task_id), self.keys.owned(owner)]
         verdict, *rest = self._run("recover", keys, arguments)
         if verdict != "complete":
@@ -153,14 +157,19 @@ class AgentStore(RedisStore):
         message = self.ask(self.calls.message(record.task_id))
         return Recovery(record.task_id, recovery_id, State(state), value, cancellation_of(why), message)
 
-    def in_outbox(self, limit: int) -> list[str]:
-        """Task ids whose message has waited to be published for some seconds, and try each once in a while.
+    def in_outbox(self, limit: int, broker: str = "") -> list[str]:
+        """Task ids whose message, of *broker*, has waited to be published for some seconds.
 
         Whoever is told of one has it to itself for as long again.
         """
         if not self._call(lambda: self._client.zcard(self.keys.outbox)):
             return []
-        patience = {"patience": _OUTBOX_PATIENCE * 1_000_000, "limit": limit}
+        patience = {
+            "patience": _OUTBOX_PATIENCE * 1_000_000,
+            "limit": limit,
+            "broker": broker,
+            "prefix": self._settings.prefix,
+        }
         return list(self._run("outbox", [self.keys.outbox], patience))
 
     @property

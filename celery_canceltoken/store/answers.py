@@ -50,6 +50,8 @@ class Claim:
     """What becomes of its message, of `message.KEEP_POLICIES`."""
     unkept: str = ""
     """Why its message is not kept."""
+    broker: str = ""
+    """Which broker it came by, in short: only an app of the same one can send it again."""
     shutdown_policy: str = "requeue"
     shutdown_grace: float = 0.0
 

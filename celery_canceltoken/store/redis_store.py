@@ -140,6 +140,7 @@ class RedisStore:
             "late_ack": claim.late_ack,
             "queue": claim.queue,
             "root": claim.root,
+            "broker": claim.broker,
             "unkept": claim.unkept,
             "running": running_attempt,
         }
@@ -192,6 +193,7 @@ class RedisStore:
                 "name": claim.name,
                 "queue": claim.queue,
                 "root": claim.root,
+                "broker": claim.broker,
                 "takes_token": str(int(claim.takes_token)),
                 "late_ack": str(int(claim.late_ack)),
                 "generation": str(finish.generation),

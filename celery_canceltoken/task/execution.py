@@ -18,6 +18,7 @@ from celery.exceptions import Ignore, Reject, Retry, TaskRevokedError
 
 from celery_canceltoken.cancelled import TaskCancelled
 from celery_canceltoken.cause import Cancellation, Cause
+from celery_canceltoken.configuration import broker_of
 from celery_canceltoken.current import as_current
 from celery_canceltoken.errors import CancelTokenError, ShutdownError, StoreUnavailableError, SupersededError
 from celery_canceltoken.message import KeptMessage
@@ -192,6 +193,7 @@ class Execution:
             stamps=self.message.stamps if self.message is not None else {},
             keep=self.keeping.policy,
             unkept=self.keeping.why_not,
+            broker=broker_of(self.task.app),
             shutdown_policy=shutdown_policy_of(self.task, runtime.settings),
             shutdown_grace=shutdown_grace_of(self.task, runtime.settings),
         )

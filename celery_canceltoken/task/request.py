@@ -74,6 +74,7 @@ class CancellableRequest(Request):
             stamps=message.stamps if message is not None else {},
             keep=keeping.policy,
             unkept=keeping.why_not,
+            broker=agent.broker,
         )
         cancellation = EXPIRED if self.expires and self.maybe_expire() else REVOKED
         agent.dropped(Dropped(claim, keeping.text, cancellation))

@@ -15,7 +15,7 @@ from celery.utils.time import maybe_iso8601
 from kombu.entity import maybe_delivery_mode
 from kombu.serialization import dumps
 
-from celery_canceltoken.configuration import publisher_store, settings_of
+from celery_canceltoken.configuration import broker_of, publisher_store, settings_of
 from celery_canceltoken.errors import StoreUnavailableError
 from celery_canceltoken.message import KeptMessage
 from celery_canceltoken.settings import SETTING_PREFIX, Settings
@@ -176,6 +176,7 @@ def _write(
         "generation": stamp.generation,
         "name": str(headers["task"]),
         "queue": routing_key,
+        "broker": broker_of(app),
         "root": root_id if isinstance(root_id, str) else None,
         "takes_token": None if task is None else str(int(task.token_parameter is not None)),
         "unkept": kept.why_not or None,

@@ -82,12 +82,14 @@ class Agent:
         worker: str,
         *,
         celery: CeleryPort,
+        broker: str,
         children: bool,
         later: Callable[[float, Callable[[], None]], object],
     ) -> None:
         self.make_store = make_store
         self.settings = settings
         self.worker = worker
+        self.broker = broker
         self.later = later
         self._id = uuid.uuid4().hex
         self._incarnation = 1

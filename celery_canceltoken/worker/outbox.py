@@ -25,7 +25,7 @@ class Outbox(Chore):
 
     def work(self) -> None:
         """Send some; the next ones in the next turn."""
-        task_ids = self._store.in_outbox(_AT_ONCE)
+        task_ids = self._store.in_outbox(_AT_ONCE, self._agent.broker)
         for task_id in task_ids:
             self._agent.send_again(task_id)
         if len(task_ids) == _AT_ONCE:

@@ -68,7 +68,13 @@ class Janitor(Chore):
                 store.not_owned(dead_owner, task_id)
             return True
         agent = self._agent
-        recovery = store.recover(record, owner=agent.owner, worker=agent.worker, recovery_id=uuid.uuid4().hex)
+        recovery = store.recover(
+            record,
+            owner=agent.owner,
+            worker=agent.worker,
+            recovery_id=uuid.uuid4().hex,
+            broker=agent.broker,
+        )
         if recovery is not None:
             logger.warning("task %s: its worker is gone; it ends %s", task_id, recovery.state)
             agent.complete(recovery)

@@ -604,7 +604,9 @@ def test_embedded_worker_that_is_stopped(
         job = Job(app.tasks["tidy_work"].delay(1.0)).wait_until_started()
         take_over(heir, queue)
     assert job.wait_until_stored("SUCCESS") == SECOND_RUN
-    assert job.journal() == [*TOLD, "tidied", "started", "completed"]
+    # The body was in this very process, where other modules of tests may listen to signals as well.
+    diary = [line for line in job.journal() if not line.startswith("signal-")]
+    assert diary == [*TOLD, "tidied", "started", "completed"]
     record = job.wait_until_final()
     assert (record.state, record.attempt, record.generation) == (State.SUCCEEDED, 2, 1)
     app.close()

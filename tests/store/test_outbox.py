@@ -161,3 +161,24 @@ def test_waiting_is_measured_by_the_servers_clock(lab: Lab) -> None:
     assert score is not None
     assert before[0] * 1_000_000 + before[1] <= score
     assert abs(score / 1_000_000 - time.time()) < 3600
+
+
+def test_what_came_by_another_broker_is_left_to_its_own_agents(lab: Lab) -> None:
+    """Apps with brokers of their own may share a store: none sends, or holds up, what is another's."""
+    lab.final(Ending.RAISED, message=KEPT, broker="theirs")
+    assert lab.request("requeue", "requeue").applied
+    let_it_wait(lab)
+    assert lab.store.in_outbox(10, "ours") == []
+    assert lab.store.in_outbox(10, "theirs") == [lab.task_id]
+
+
+def test_many_of_another_broker_hide_none_of_ours(lab: Lab) -> None:
+    """Those that are passed over do not count as found."""
+    others = [lab.other(f"other-{number}") for number in range(5)]
+    for one in others:
+        one.final(Ending.RAISED, message=KEPT, broker="theirs")
+        one.request("requeue", "requeue")
+    lab.final(Ending.RAISED, message=KEPT, broker="ours")
+    lab.request("requeue", "requeue")
+    let_it_wait(lab, *others)
+    assert lab.store.in_outbox(1, "ours") == [lab.task_id]

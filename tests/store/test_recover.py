@@ -260,3 +260,15 @@ def test_a_lapsed_lease_is_not_renewed(lab: Lab) -> None:
     lab.redis.delete(lab.store.keys.lease(ALICE))
     assert not lab.store.beat(ALICE)
     assert not lab.store.is_alive(ALICE)
+
+
+@pytest.mark.parametrize(("broker", "is_recovered"), [("theirs", True), ("ours", False), (None, True)])
+def test_what_came_by_another_broker_is_recovered_by_its_own_agents(
+    lab: Lab, broker: str | None, is_recovered: bool
+) -> None:
+    """Its result is in that app's backend, and its message goes to that app's broker."""
+    lab.run("one", broker="theirs")
+    record = lab.store.get(lab.task_id)
+    assert record is not None
+    answer = lab.store.recover(record, owner=BOB, worker="bob", recovery_id="recovery", broker=broker)
+    assert (answer is not None) is is_recovered

@@ -23,6 +23,7 @@ class AgentOfBob:
 
     owner = BOB
     worker = "celery@bob"
+    broker = "ours"
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings

@@ -2,7 +2,7 @@
 --
 -- KEYS[1] record   KEYS[2] index of what this agent owns   KEYS[3] mark of the workflow
 -- KEYS[4] standing orders for tasks still to come
--- ARGV[1] execution, owner, worker, send, generation, redelivered, name, takes_token, late_ack, queue, root,
+-- ARGV[1] execution, owner, worker, send, generation, redelivered, name, takes_token, late_ack, queue, root, broker,
 --         stamps, unkept (why the message is not kept), dead_execution and dead_owner (to take over from),
 --         running (the attempt that runs already: its record was lost, or could not be reached, and is
 --         written now; or 0), task, prefix, ttl, waits
@@ -18,7 +18,7 @@ if not record and problem ~= 'absent' then return {'untracked', problem} end
 record = record or {}
 
 local function own(fields, at)
-  for _, name in ipairs({'execution', 'owner', 'worker', 'name', 'send', 'queue', 'root'}) do
+  for _, name in ipairs({'execution', 'owner', 'worker', 'name', 'send', 'queue', 'root', 'broker'}) do
     fields[name] = arg[name] or ''
   end
   fields.takes_token, fields.late_ack = arg.takes_token and '1' or '0', arg.late_ack and '1' or '0'

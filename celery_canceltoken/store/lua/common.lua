@@ -16,7 +16,8 @@ local LISTED, LIVE_LISTED = 10000, 1000000
 local FIELDS = {'v', 'state', 'outcome', 'execution', 'owner', 'worker', 'name', 'takes_token', 'late_ack', 'send',
                 'generation', 'attempt', 'started_at', 'stopped_at', 'request', 'kind', 'cause', 'reason', 'actor',
                 'answer', 'previous', 'requested_at', 'delivered_at', 'observed_at', 'denied', 'row', 'value', 'error',
-                'outbox', 'eta', 'wanted_eta', 'root', 'queue', 'unkept', 'completed', 'pardoned', 'changes', 'shutdowns'}
+                'outbox', 'eta', 'wanted_eta', 'root', 'queue', 'unkept', 'completed', 'pardoned', 'changes', 'shutdowns',
+                'broker'}
 
 -- Microseconds since the epoch, as text: a Lua number of this size would lose digits when printed.
 local function now()

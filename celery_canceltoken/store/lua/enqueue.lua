@@ -1,7 +1,7 @@
 -- A message was published: write down that its task waits, unless more is known of it already.
 --
 -- KEYS[1] record
--- ARGV[1] send, generation, name, queue, root, takes_token, unkept, eta (microseconds), task, prefix, ttl, waits
+-- ARGV[1] send, generation, name, queue, root, takes_token, broker, unkept, eta (microseconds), task, prefix, ttl, waits
 -- ARGV[2] the message, in JSON; '' where it is not kept
 -- Answer  1 if it was written
 
@@ -15,7 +15,7 @@ if state and not (FINAL[state] and (record.send or '') ~= arg.send) then return 
 
 local fields = {state=arg.eta and 'SCHEDULED' or 'ENQUEUED', eta=arg.eta or '', send=arg.send,
                 generation=arg.generation, name=arg.name, queue=arg.queue or '', root=arg.root or '',
-                takes_token=arg.takes_token or '', unkept=arg.unkept or '', message=ARGV[2]}
+                takes_token=arg.takes_token or '', broker=arg.broker or '', unkept=arg.unkept or '', message=ARGV[2]}
 if state then
   for _, name in ipairs({'attempt', 'execution', 'owner', 'worker', 'started_at', 'stopped_at', 'value', 'error',
                          'outcome', 'row', 'denied', 'outbox', 'pardoned', 'late_ack', 'checkpoint',

@@ -1,7 +1,7 @@
 -- The owner is dead: take over what it left, by comparing execution and owner.
 --
 -- KEYS[1] record   KEYS[2] index of what the recovering agent owns
--- ARGV[1] execution, dead_owner, owner, worker, recovery (its id), task, prefix, ttl, waits
+-- ARGV[1] execution, dead_owner, owner, worker, recovery (its id), broker, task, prefix, ttl, waits
 -- Answer  {'complete', outcome, value, cause, reason, actor}: write Celery's result, then settle
 --         | {'sent-again'}: it waits in the outbox | {'left', why}: somebody else sees to it
 -- Idempotent: the same recovery gets the same answer again.
@@ -15,6 +15,8 @@ end
 
 if record.execution == arg.recovery and record.state == 'FINISHING' then return complete() end
 if record.execution ~= arg.execution or record.owner ~= arg.dead_owner then return {'left', 'changed'} end
+-- Another app's that shares the store: its result, and its message, are for an agent of its own.
+if record.broker and arg.broker and record.broker ~= arg.broker then return {'left', 'foreign'} end
 
 local at = now()
 local fields = {state='FINISHING', execution=arg.recovery, owner=arg.owner, worker=arg.worker}
