@@ -291,8 +291,13 @@ def test_worker_that_slept_while_its_task_was_sent_back(worker_factory: WorkerFa
 def test_renewal_that_is_cut_short_is_completed_by_the_next_beat(worker_factory: WorkerFactory) -> None:
     """A worker that lost its lease, and then the store as it took its tasks over, takes them over later."""
     fails = {"CT_FAILS_ONCE": "celery_canceltoken.store.agent_store:AgentStore.adopt"}
-    # Longer than the pause after a failure: the next beat finds the new lease in place.
-    configuration = {**QUICK, "canceltoken_lease_duration": 3.0}
+    # Longer than the pause after a failure: the next beat finds the new lease in place. And no other agent
+    # looks on: it would take over what the dead leave.
+    configuration = {
+        **QUICK,
+        "canceltoken_lease_duration": 3.0,
+        "canceltoken_prefix": unique_name("canceltoken"),
+    }
     worker = worker_factory(pool="threads", concurrency=1, configuration=configuration, environment=fails)
     job = send(worker, "wait", 60).wait_until_started()
     before = job.record()
